@@ -1,0 +1,129 @@
+/*
+ * msg.h - KMS requests and answers: the JSON objects inside the JOSE (protocol sections 2 to 6).
+ *
+ * kms_request_parse turns bytes into a checked struct; nothing after it looks at the JSON again.  The answer side
+ * builds one object, in the draft's member names, and is the one place where errorCodes become texts.
+ */
+#ifndef PROTO_MSG_H
+#define PROTO_MSG_H
+
+#include <jansson.h>
+#include <openssl/evp.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "proto/uri.h"
+
+#define KMS_CLIENT_ID_MAX  512
+#define KMS_REQUEST_ID_MAX 256
+#define KMS_LIST_MAX       100 /* authIds, keyUris, count, anonymous */
+
+/* errorCode: status * 1000 + n (protocol section 6). */
+enum kms_code {
+    KMS_CODE_OK = 0,
+    KMS_CODE_MALFORMED = 400001,
+    KMS_CODE_MEMBER = 400002,
+    KMS_CODE_ALGORITHM = 400003,
+    KMS_CODE_TOKEN = 401001,
+    KMS_CODE_TOKEN_EXPIRED = 401002,
+    KMS_CODE_NOT_AUTHORISED = 403001,
+    KMS_CODE_NOT_CREATOR = 403002,
+    KMS_CODE_WRONG_CLIENT = 403003,
+    KMS_CODE_ROLE = 403004,
+    KMS_CODE_PURPOSE = 403005,
+    KMS_CODE_NOT_REGISTERED = 403006,
+    KMS_CODE_MATTER = 403007,
+    KMS_CODE_WRONG_PRINCIPAL = 403009,
+    KMS_CODE_ZERO_TRUST = 403010,
+    KMS_CODE_NOT_FOUND = 404001,
+    KMS_CODE_REVOKED = 405005,
+    KMS_CODE_DISABLED = 405006,
+    KMS_CODE_BOUND = 409001,
+    KMS_CODE_CONFLICT = 409002,
+    KMS_CODE_DESTROYED = 410001,
+    KMS_CODE_TOO_LARGE = 413001,
+    KMS_CODE_RATE = 429001,
+    KMS_CODE_RESET = 499001,
+    KMS_CODE_OVERLOADED = 503001,
+    KMS_CODE_HSM = 503002,
+    KMS_CODE_DATABASE = 503003,
+};
+
+/* A plain sentence for people, without a full stop; static.  "" for a code that is not in the list. */
+const char *kms_code_reason(int code);
+
+enum kms_method { KMS_CREATE, KMS_RETRIEVE, KMS_UPDATE, KMS_DELETE };
+
+/* The requests there are; each is one row of kmsd's table (kms/req.c). */
+enum kms_op {
+    OP_CHANNEL_CREATE,        /* create   /ecdhe */
+    OP_CHANNEL_DELETE,        /* delete   /ecdhe/ID */
+    OP_PING,                  /* update   /ping */
+    OP_KEYS_CREATE,           /* create   /keys */
+    OP_KEY_BIND,              /* update   /keys/ID */
+    OP_KEY_GET,               /* retrieve /keys/ID */
+    OP_RESOURCE_CREATE,       /* create   /resources */
+    OP_RESOURCE_GET,          /* retrieve /resources/ID */
+    OP_RESOURCE_KEYS,         /* retrieve /resources/ID/keys */
+    OP_AUTHORIZATIONS_CREATE, /* create   /authorizations */
+    OP_AUTHORIZATIONS_LIST,   /* retrieve /resources/ID/authorizations[?authId=] */
+    OP_AUTHORIZATION_DELETE,  /* delete   /authorizations/ID, /resources/ID/authorizations?authId=, /authorizations */
+};
+
+/* An authId: a user, or a resource of this server. */
+struct kms_auth_id {
+    bool is_resource;
+    struct uuid resource;         /* when is_resource */
+    char user[KMS_AUTHID_MAX + 1]; /* otherwise */
+};
+
+struct kms_request {
+    enum kms_op op;
+    enum kms_method method;
+    struct kms_uri uri;
+    json_t *tree;           /* owned: what the strings below are borrowed from */
+    const json_t *request_id; /* string or integer, echoed as it is; NULL: could not be read */
+    const char *client_id;  /* "" when absent */
+    const char *bearer;     /* NULL when absent */
+    const char *on_behalf_of; /* NULL when absent */
+    EVP_PKEY *jwk;          /* owned: OP_CHANNEL_CREATE */
+    int count;              /* OP_KEYS_CREATE: 1..100; OP_RESOURCE_KEYS: 0 = all */
+    int anonymous;          /* how many; 0 none */
+    int64_t ttl;            /* seconds; 0 for ever; -1 absent */
+    bool has_resource;
+    struct uuid resource;   /* resourceUri, or the URI's own ID where it names a resource */
+    struct uuid *keys;      /* owned: keyUris */
+    size_t n_keys;
+    struct kms_auth_id *auth_ids; /* owned: authIds before userIds; the URI's authId where there is one.  Without doubles. */
+    size_t n_auth_ids;
+    int64_t bound_after;    /* milliseconds since 1970; INT64_MIN: absent.  Inclusive. */
+    int64_t bound_before;   /* INT64_MAX: absent.  Exclusive. */
+    bool by_uri;            /* OP_AUTHORIZATION_DELETE: uri.id names the authorisation */
+};
+
+/*
+ * Parses and checks a request of domain.  Returns KMS_CODE_OK, or the errorCode to refuse it with (400001: not JSON or not an
+ * object; 400002; 400003: a jwk of another kind; 404001: another domain or not a UUID), with *why a static text naming the
+ * member.  In every case req is initialised, holds what could be read (request_id, client_id, bearer, on_behalf_of) and must be
+ * given to kms_request_release.
+ */
+int kms_request_parse(struct kms_request *req, const char *text, size_t len, const char *domain,
+                      const char **why);
+void kms_request_release(struct kms_request *req);
+
+/* "create", ... ; and the op's name in logs and audit entries: "key.get", "channel.create", ... ; static. */
+const char *kms_method_name(enum kms_method m);
+const char *kms_op_name(enum kms_op op);
+
+/* RFC 3339 in UTC with milliseconds, "2026-11-22T13:55:00.000Z" and a NUL. */
+#define KMS_DATE_LEN 24
+void kms_date_format(char out[KMS_DATE_LEN + 1], int64_t ms);
+/* RFC 3339 with any offset and fraction.  KMS_ERR_SYNTAX. */
+int kms_date_parse(int64_t *ms, const char *text);
+
+/* Answers: new objects; NULL: no memory.  request_id may be NULL (left out). */
+json_t *kms_answer(int status, const json_t *request_id);
+/* {status, requestId?, reason, errorCode}.  why: NULL for the code's own text, else a static or formatted text. */
+json_t *kms_answer_error(int code, const json_t *request_id, const char *why);
+
+#endif

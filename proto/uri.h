@@ -1,0 +1,60 @@
+/*
+ * uri.h - kms: URIs, relative and absolute, and the forms of section 4 of the protocol.
+ */
+#ifndef PROTO_URI_H
+#define PROTO_URI_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+struct buf;
+
+#define UUID_LEN  16
+#define UUID_TEXT 36
+#define KMS_DOMAIN_MAX 253
+#define KMS_AUTHID_MAX 256
+
+struct uuid {
+    unsigned char b[UUID_LEN];
+};
+
+/* A random one, version 4 (RFC 9562), from OpenSSL's generator.  KMS_OK, KMS_ERR_INTERNAL. */
+int uuid_random(struct uuid *out);
+/* Exactly 36 characters, hexadecimal in either case.  KMS_ERR_SYNTAX. */
+int uuid_parse(struct uuid *out, const char *text, size_t len);
+/* 36 characters in lower case and a NUL. */
+void uuid_format(char out[UUID_TEXT + 1], const struct uuid *u);
+
+/* What a URI names.  ID is a UUID where there is one. */
+enum uri_kind {
+    URI_ECDHE,                   /* /ecdhe */
+    URI_ECDHE_ID,                /* /ecdhe/ID */
+    URI_PING,                    /* /ping */
+    URI_KEYS,                    /* /keys */
+    URI_KEY,                     /* /keys/ID */
+    URI_RESOURCES,               /* /resources */
+    URI_RESOURCE,                /* /resources/ID */
+    URI_RESOURCE_KEYS,           /* /resources/ID/keys */
+    URI_RESOURCE_AUTHORIZATIONS, /* /resources/ID/authorizations, perhaps with ?authId= */
+    URI_AUTHORIZATIONS,          /* /authorizations */
+    URI_AUTHORIZATION,           /* /authorizations/ID */
+    URI_STATIC,                  /* the static key: kms://DOMAIN/keys/static is not a UUID; see kms_uri_static */
+};
+
+struct kms_uri {
+    enum uri_kind kind;
+    struct uuid id;
+    char auth_id[KMS_AUTHID_MAX + 1]; /* of ?authId=, percent-decoded; "" when there is none */
+};
+
+/*
+ * Parses a URI of domain (lower case), relative ("/keys/ID") or absolute ("kms://DOMAIN/keys/ID"; scheme and host in any case).
+ * KMS_ERR_SYNTAX: malformed, or a path that the protocol does not have; KMS_ERR_NOT_FOUND: another domain, or an ID that is not a
+ * UUID (well formed, but it names nothing here).  A query other than one authId: KMS_ERR_SYNTAX.
+ */
+int kms_uri_parse(struct kms_uri *out, const char *text, size_t len, const char *domain);
+
+/* Appends "kms://DOMAIN/COLLECTION/ID". */
+int kms_uri_put(struct buf *out, const char *domain, const char *collection, const struct uuid *id);
+
+#endif
