@@ -3,7 +3,7 @@
  *
  * Built on jansson.  Strict: RFC 8259, one value, UTF-8 without BOM, no duplicate member names, depth and size
  * bounded before the parser sees the text, no U+0000 (jansson refuses it) and no unpaired surrogate.
- * json_init installs an allocator that wipes what jansson frees, since trees hold tokens and keys.
+ * kms_json_init installs an allocator that wipes what jansson frees, since trees hold tokens and keys.
  */
 #ifndef PROTO_JSON_H
 #define PROTO_JSON_H
@@ -15,12 +15,12 @@ struct buf;
 
 #define KMS_JSON_DEPTH 16 /* nesting of arrays and objects that is accepted */
 
-/* Once per process, before the first json_t. */
+/* Once per process, before the first json_t: what was allocated before it cannot be freed after it. */
 void kms_json_init(void);
 
 /*
- * Parses exactly one object.  *out is a new reference.  KMS_ERR_SYNTAX, KMS_ERR_DUPLICATE, KMS_ERR_MEMBER (well
- * formed, but not an object), KMS_ERR_LENGTH (nested too deeply), KMS_ERR_NOMEM.
+ * Parses exactly one object.  *out is a new reference, or NULL.  KMS_ERR_SYNTAX (a bare string or number too),
+ * KMS_ERR_DUPLICATE, KMS_ERR_MEMBER (an array), KMS_ERR_LENGTH (nested too deeply), KMS_ERR_NOMEM.
  */
 int kms_json_parse(json_t **out, const char *text, size_t len);
 

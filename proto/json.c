@@ -1,0 +1,191 @@
+/* json.c - strict JSON on top of jansson, and an allocator that wipes. */
+#include "proto/json.h"
+
+#include <openssl/crypto.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "proto/buf.h"
+#include "proto/err.h"
+
+/* What stands before each block that jansson has: its free is not told the size. */
+union block {
+    size_t size;
+    max_align_t align;
+};
+
+static void *
+json_alloc(size_t size)
+{
+    union block *b;
+
+    if (size > SIZE_MAX - sizeof(*b) || (b = malloc(sizeof(*b) + size)) == NULL)
+        return NULL;
+    b->size = size;
+    return b + 1;
+}
+
+static void
+json_wipe_free(void *p)
+{
+    union block *b = p;
+
+    if (b == NULL)
+        return;
+    b--;
+    OPENSSL_cleanse(b + 1, b->size);
+    free(b);
+}
+
+void
+kms_json_init(void)
+{
+    json_set_alloc_funcs(json_alloc, json_wipe_free);
+    /* Now, rather than in each child: jansson's hash of member names is keyed against collisions.
+     */
+    json_object_seed(0);
+}
+
+/*
+ * jansson recurses, here and when it frees, and would go down to 2048.  Brackets inside strings do
+ * not count; a text that is no JSON may be counted wrong, which does no harm: the parser refuses
+ * it.
+ */
+static bool
+too_deep(const char *text, size_t len)
+{
+    const char *end = text + len;
+    bool in_string = false;
+    int depth = 0;
+
+    for (; text < end; text++) {
+        if (in_string) {
+            if (*text == '\\')
+                text++;
+            else if (*text == '"')
+                in_string = false;
+            continue;
+        }
+        switch (*text) {
+        case '"':
+            in_string = true;
+            break;
+        case '[':
+        case '{':
+            if (++depth > KMS_JSON_DEPTH)
+                return true;
+            break;
+        case ']':
+        case '}':
+            depth--;
+            break;
+        }
+    }
+    return false;
+}
+
+static int
+parse(json_t **out, const char *text, size_t len, size_t flags)
+{
+    json_error_t error;
+    int r = KMS_OK;
+
+    *out = NULL;
+    if (text == NULL || len == 0)
+        return KMS_ERR_SYNTAX;
+    if (len >= 3 && memcmp(text, "\xEF\xBB\xBF", 3) == 0)
+        return KMS_ERR_SYNTAX;
+    if (too_deep(text, len))
+        return KMS_ERR_LENGTH;
+    /* jansson itself refuses bad UTF-8, U+0000 and unpaired surrogates, raw or escaped. */
+    *out = json_loadb(text, len, flags | JSON_REJECT_DUPLICATES, &error);
+    if (*out == NULL) {
+        switch (json_error_code(&error)) {
+        case json_error_out_of_memory:
+            r = KMS_ERR_NOMEM;
+            break;
+        case json_error_duplicate_key:
+            r = KMS_ERR_DUPLICATE;
+            break;
+        case json_error_stack_overflow:
+            r = KMS_ERR_LENGTH;
+            break;
+        default:
+            r = KMS_ERR_SYNTAX;
+            break;
+        }
+        /* It quotes the text. */
+        OPENSSL_cleanse(&error, sizeof(error));
+    }
+    return r;
+}
+
+int
+kms_json_parse(json_t **out, const char *text, size_t len)
+{
+    int r;
+
+    if ((r = parse(out, text, len, 0)) != KMS_OK)
+        return r;
+    if (!json_is_object(*out)) {
+        json_decref(*out);
+        *out = NULL;
+        return KMS_ERR_MEMBER;
+    }
+    return KMS_OK;
+}
+
+int
+kms_json_parse_any(json_t **out, const char *text, size_t len)
+{
+    return parse(out, text, len, JSON_DECODE_ANY);
+}
+
+static int
+put_cb(const char *piece, size_t len, void *arg)
+{
+    return buf_put(arg, piece, len) == KMS_OK ? 0 : -1;
+}
+
+int
+kms_json_put(struct buf *out, const json_t *v)
+{
+    size_t before = out->len;
+
+    if (json_dump_callback(v, put_cb, out, JSON_COMPACT | JSON_ENCODE_ANY) == 0)
+        return KMS_OK;
+    if (out->len > before) {
+        OPENSSL_cleanse(out->data + before, out->len - before);
+        out->len = before;
+    }
+    return KMS_ERR_NOMEM;
+}
+
+int
+kms_json_str(const json_t *obj, const char *name, size_t max, const char **out)
+{
+    const json_t *v;
+
+    if ((v = json_object_get(obj, name)) == NULL)
+        return KMS_ERR_NOT_FOUND;
+    if (!json_is_string(v) || json_string_length(v) > max)
+        return KMS_ERR_MEMBER;
+    *out = json_string_value(v);
+    return KMS_OK;
+}
+
+int
+kms_json_int(const json_t *obj, const char *name, long long min, long long max, long long *out)
+{
+    const json_t *v;
+
+    if ((v = json_object_get(obj, name)) == NULL)
+        return KMS_ERR_NOT_FOUND;
+    if (!json_is_integer(v) || json_integer_value(v) < min || json_integer_value(v) > max)
+        return KMS_ERR_MEMBER;
+    *out = json_integer_value(v);
+    return KMS_OK;
+}
