@@ -103,7 +103,7 @@ struct kms_request {
 
 /*
  * Parses and checks a request of domain.  Returns KMS_CODE_OK, or the errorCode to refuse it with (400001: not JSON or not an
- * object; 400002; 400003: a jwk of another kind; 404001: another domain or not a UUID), with *why a static text naming the
+ * object; 400002; 400003: a jwk of another kind; 404001: another domain or not a UUID; 503001: out of memory), with *why a static text naming the
  * member.  In every case req is initialised, holds what could be read (request_id, client_id, bearer, on_behalf_of) and must be
  * given to kms_request_release.
  */

@@ -4,6 +4,7 @@
 #ifndef PROTO_URI_H
 #define PROTO_URI_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -38,7 +39,6 @@ enum uri_kind {
     URI_RESOURCE_AUTHORIZATIONS, /* /resources/ID/authorizations, perhaps with ?authId= */
     URI_AUTHORIZATIONS,          /* /authorizations */
     URI_AUTHORIZATION,           /* /authorizations/ID */
-    URI_STATIC,                  /* the static key: kms://DOMAIN/keys/static is not a UUID; see kms_uri_static */
 };
 
 struct kms_uri {
@@ -50,11 +50,18 @@ struct kms_uri {
 /*
  * Parses a URI of domain (lower case), relative ("/keys/ID") or absolute ("kms://DOMAIN/keys/ID"; scheme and host in any case).
  * KMS_ERR_SYNTAX: malformed, or a path that the protocol does not have; KMS_ERR_NOT_FOUND: another domain, or an ID that is not a
- * UUID (well formed, but it names nothing here).  A query other than one authId: KMS_ERR_SYNTAX.
+ * UUID (well formed, but it names nothing here: the static key's kid is one of these).  A query other than one authId, or one
+ * where it does not belong: KMS_ERR_SYNTAX.
  */
 int kms_uri_parse(struct kms_uri *out, const char *text, size_t len, const char *domain);
 
 /* Appends "kms://DOMAIN/COLLECTION/ID". */
 int kms_uri_put(struct buf *out, const char *domain, const char *collection, const struct uuid *id);
+
+/*
+ * True when text is UTF-8 without control characters (U+0000 to U+001F, U+007F to U+009F): fit for an identifier that will
+ * stand in logs and answers.
+ */
+bool kms_text_ok(const char *text, size_t len);
 
 #endif
