@@ -1,8 +1,10 @@
 /*
- * config.h - the configuration of kmsd, kmsctl and kms-client's server side: one INI file for all (see kms.conf(5)).
+ * config.h - the configuration of kmsd, kmsctl and kms-client's server side: one INI file for all
+ * (see kms.conf(5)).
  *
- * Read as a whole before anything starts; a reload reads a new struct and swaps it in only when all of it is right.
- * Nothing in it is a secret: passwords, PINs and private keys are files that it names.
+ * Read as a whole before anything starts; a reload reads a new struct and swaps it in only when all
+ * of it is right. Nothing in it is a secret: passwords, PINs and private keys are files that it
+ * names.
  */
 #ifndef KMS_CONFIG_H
 #define KMS_CONFIG_H
@@ -19,23 +21,25 @@ struct config {
     char *pid_file;    /* "" none */
     long long workers; /* 0: one a core */
     long long drain;   /* seconds that SIGTERM waits for requests under way */
-    char *static_certificate; /* PEM chain of the static key's certificate, leaf first: becomes x5c */
+    char *
+        static_certificate; /* PEM chain of the static key's certificate, leaf first: becomes x5c */
     /* [tls] */
     char *tls_certificate; /* PEM chain */
     char *tls_key;         /* PEM */
     char *tls_client_ca;   /* PEM of the CAs of service certificates; "" none is asked for */
     /* [admin] */
     char *admin_socket;
-    char *admin_group;     /* the socket's group; "" the process's own */
-    char *operators;       /* user names, uids, @groups that may manage */
+    char *admin_group; /* the socket's group; "" the process's own */
+    char *operators;   /* user names, uids, @groups that may manage */
     /* [metrics] */
-    char *metrics_listen;  /* address:port; "" off */
+    char *metrics_listen; /* address:port; "" off */
     /* [database] */
-    char *worker_url;      /* a libpq connection string for role kms_worker */
-    char *keeper_url;      /* for role kms_keeper */
+    char *worker_url;         /* a libpq connection string for role kms_worker */
+    char *keeper_url;         /* for role kms_keeper */
     long long db_connections; /* a worker */
     long long db_deadline;    /* seconds until a call that was not sent is given up */
-    bool db_require_durable;  /* refuse a server with fsync, full_page_writes or synchronous_commit off */
+    bool db_require_durable;  /* refuse a server with fsync, full_page_writes or synchronous_commit
+                                 off */
     /* [hsm] */
     char *hsm_socket;
     long long hsm_deadline; /* seconds */
@@ -44,7 +48,7 @@ struct config {
     char *compliance_role, *admin_role;
     char *key_set_file; /* one of these two, and/or introspection */
     char *key_set_url;
-    char *key_set_ca;   /* PEM for the https URLs; "" the system's */
+    char *key_set_ca;           /* PEM for the https URLs; "" the system's */
     long long key_set_refresh;  /* seconds between regular fetches */
     long long key_set_cooldown; /* at least so many between fetches for an unknown kid */
     long long key_set_keep;     /* how long a set is good when it cannot be fetched again */
@@ -62,8 +66,10 @@ struct config {
     long long messages_inflight;  /* a worker; beyond: 503 */
     long long rate_source;        /* messages a second from one address, 0 off */
     long long rate_subject;       /* messages a second of one user, 0 off */
-    long long rate_open;          /* static-key operations a second a worker (each costs the HSM an RSA operation), 0 off */
-    long long head_timeout, body_timeout, answer_timeout, idle_timeout, handshake_timeout; /* seconds */
+    long long rate_open; /* static-key operations a second a worker (each costs the HSM an RSA
+                            operation), 0 off */
+    long long head_timeout, body_timeout, answer_timeout, idle_timeout,
+        handshake_timeout;   /* seconds */
     long long resource_keys; /* keys in one answer */
     long long channel_cache; /* channels in a worker's memory */
     /* [log] */
@@ -71,8 +77,8 @@ struct config {
 };
 
 /*
- * Reads and checks path; errors go to `errors`, one a line, with file, line and what to write instead.  KMS_OK: *out is the
- * caller's (config_free).  KMS_ERR_CONFIG: nothing to free.
+ * Reads and checks path; errors go to `errors`, one a line, with file, line and what to write
+ * instead.  KMS_OK: *out is the caller's (config_free).  KMS_ERR_CONFIG: nothing to free.
  */
 int config_read(struct config **out, const char *path, FILE *errors);
 void config_free(struct config *c);

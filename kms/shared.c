@@ -53,7 +53,8 @@ static struct shared_worker *own = &nobody;
 struct shared *
 shared_new(unsigned workers)
 {
-    struct shared *s = mmap(NULL, sizeof(*s), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    struct shared *s =
+        mmap(NULL, sizeof(*s), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 
     if (s == MAP_FAILED)
         return NULL;

@@ -1,8 +1,9 @@
 /*
- * shared.h - the page of memory that kmsd's processes share: what they count, and what the parent tells them.
+ * shared.h - the page of memory that kmsd's processes share: what they count, and what the parent
+ * tells them.
  *
- * Made by the parent before it forks.  Each worker writes only its own slot; the keeper reads all of them for status and metrics.
- * Counters are relaxed atomics: nobody decides anything by them.
+ * Made by the parent before it forks.  Each worker writes only its own slot; the keeper reads all
+ * of them for status and metrics. Counters are relaxed atomics: nobody decides anything by them.
  */
 #ifndef KMS_SHARED_H
 #define KMS_SHARED_H
@@ -14,25 +15,25 @@
 #define WORKERS_MAX 64
 
 enum counter {
-    CT_CONNECTIONS_OPEN,     /* gauge */
+    CT_CONNECTIONS_OPEN, /* gauge */
     CT_CONNECTIONS_TOTAL,
-    CT_CONNECTIONS_REFUSED,  /* by a limit */
+    CT_CONNECTIONS_REFUSED, /* by a limit */
     CT_HANDSHAKES_FAILED,
     CT_HTTP_REQUESTS,
-    CT_HTTP_REFUSED,         /* answered 4xx */
-    CT_HTTP_OVERLOADED,      /* answered 503 */
+    CT_HTTP_REFUSED,    /* answered 4xx */
+    CT_HTTP_OVERLOADED, /* answered 503 */
     CT_MESSAGES,
-    CT_MESSAGES_INFLIGHT,    /* gauge */
+    CT_MESSAGES_INFLIGHT, /* gauge */
     CT_ANSWERED_2XX,
     CT_ANSWERED_4XX,
     CT_ANSWERED_5XX,
-    CT_RESETS,               /* 499 */
-    CT_UNREADABLE,           /* signed 400 */
+    CT_RESETS,     /* 499 */
+    CT_UNREADABLE, /* signed 400 */
     CT_RATE_LIMITED,
     CT_KEYS_CREATED,
     CT_KEYS_RELEASED,
     CT_CHANNELS_CREATED,
-    CT_CHANNELS_CACHED,      /* gauge */
+    CT_CHANNELS_CACHED, /* gauge */
     CT_TOKENS_VERIFIED,
     CT_TOKENS_REFUSED,
     CT_TOKEN_CACHE_HITS,
@@ -44,7 +45,7 @@ enum counter {
     CT_DB_FAILURES,
     CT_HSM_ITEMS,
     CT_HSM_FAILURES,
-    CT_SECURE_HEAP_USED,     /* gauge, bytes */
+    CT_SECURE_HEAP_USED, /* gauge, bytes */
     CT_N
 };
 
@@ -59,7 +60,7 @@ struct shared_worker {
     _Atomic(int) state;
     _Atomic(int) db_ready;
     _Atomic(int) hsm_ready;
-    _Atomic(int) keys_ready; /* a key set to verify tokens with */
+    _Atomic(int) keys_ready;    /* a key set to verify tokens with */
     _Atomic(long long) started; /* seconds since 1970 */
     _Atomic(uint64_t) counters[CT_N];
     _Atomic(uint64_t) latency[LATENCY_BUCKETS];
@@ -67,7 +68,7 @@ struct shared_worker {
 };
 
 struct shared {
-    volatile int log_level;      /* enum log_level, for all */
+    volatile int log_level; /* enum log_level, for all */
     _Atomic(int) draining;
     _Atomic(int) reload_failed;  /* the last reload was refused */
     _Atomic(long long) reloaded; /* seconds since 1970 */

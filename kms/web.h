@@ -1,9 +1,11 @@
 /*
- * web.h - HTTPS connections on libevent's bufferevents: accept, TLS, one request at a time, one answer.
+ * web.h - HTTPS connections on libevent's bufferevents: accept, TLS, one request at a time, one
+ * answer.
  *
- * Knows nothing of the KMS protocol.  A whole request (head and body) goes to the handler; the answer comes later, by the
- * connection's id, and is dropped when the client has left.  Every phase (handshake, head, body, answer, idle) has an absolute
- * deadline that bytes trickling in do not move.  Without an SSL_CTX it speaks plain HTTP (the metrics address).
+ * Knows nothing of the KMS protocol.  A whole request (head and body) goes to the handler; the
+ * answer comes later, by the connection's id, and is dropped when the client has left.  Every phase
+ * (handshake, head, body, answer, idle) has an absolute deadline that bytes trickling in do not
+ * move.  Without an SSL_CTX it speaks plain HTTP (the metrics address).
  */
 #ifndef KMS_WEB_H
 #define KMS_WEB_H
@@ -20,21 +22,24 @@ struct event_base;
 struct web;
 
 /*
- * A request that arrived whole.  http and body are borrowed and valid until the handler returns; the handler must take what it
- * keeps.  peer: the client's address as text.  certificate: the client's verified TLS certificate, borrowed, or NULL.
- * Exactly one of web_answer and web_abort must follow, now or later.
+ * A request that arrived whole.  http and body are borrowed and valid until the handler returns;
+ * the handler must take what it keeps.  peer: the client's address as text.  certificate: the
+ * client's verified TLS certificate, borrowed, or NULL. Exactly one of web_answer and web_abort
+ * must follow, now or later.
  */
-typedef void web_handler(void *ctx, uint64_t conn, const struct http_request *http, const char *body,
-                         size_t body_len, const char *peer, X509 *certificate);
+typedef void web_handler(void *ctx, uint64_t conn, const struct http_request *http,
+                         const char *body, size_t body_len, const char *peer, X509 *certificate);
 
 struct web_limits {
     long long connections, connections_source, handshakes;
-    long long handshake_timeout, head_timeout, body_timeout, answer_timeout, idle_timeout; /* seconds */
-    size_t body_max; /* bytes */
+    long long handshake_timeout, head_timeout, body_timeout, answer_timeout,
+        idle_timeout; /* seconds */
+    size_t body_max;  /* bytes */
 };
 
 /*
- * Serves an inherited, listening, non-blocking socket.  tls: borrowed reference is taken (up'd); NULL: plain.  NULL: no memory.
+ * Serves an inherited, listening, non-blocking socket.  tls: borrowed reference is taken (up'd);
+ * NULL: plain.  NULL: no memory.
  */
 struct web *web_new(struct event_base *base, int listen_fd, SSL_CTX *tls,
                     const struct web_limits *limits, web_handler *handler, void *ctx);
@@ -45,20 +50,23 @@ void web_free(struct web *w);
 void web_reload(struct web *w, SSL_CTX *tls, const struct web_limits *limits);
 
 /*
- * Answers with a body that is taken over (empty afterwards).  content_type: NULL for application/json.  retry_after: seconds, 0
- * for none.  close: after this answer.  The connection may be gone: then nothing happens.
+ * Answers with a body that is taken over (empty afterwards).  content_type: NULL for
+ * application/json.  retry_after: seconds, 0 for none.  close: after this answer.  The connection
+ * may be gone: then nothing happens.
  */
-void web_answer(struct web *w, uint64_t conn, int status, const char *content_type, struct buf *body,
-                int retry_after, bool close);
+void web_answer(struct web *w, uint64_t conn, int status, const char *content_type,
+                struct buf *body, int retry_after, bool close);
 /* Closes without an answer: for a request whose outcome nobody knows. */
 void web_abort(struct web *w, uint64_t conn);
 
-/* Stops accepting; idle connections are closed, requests under way are answered with Connection: close. */
+/* Stops accepting; idle connections are closed, requests under way are answered with Connection:
+ * close. */
 void web_drain(struct web *w);
 /* Connections that are open; 0 after a drain: done. */
 size_t web_open(const struct web *w);
 
-/* A TLS 1.2/1.3 server context by the configuration: [tls] certificate, key, client_ca.  On failure *why says what (static or OpenSSL's text). */
+/* A TLS 1.2/1.3 server context by the configuration: [tls] certificate, key, client_ca.  On failure
+ * *why says what (static or OpenSSL's text). */
 int web_tls_new(SSL_CTX **out, const struct config *c, const char **why);
 
 #endif
