@@ -46,7 +46,9 @@ struct call {
 struct conn {
     struct db *db;
     PGconn *pg;
-    struct event *io;    /* owned; remade whenever libpq may have another socket */
+    struct event *io; /* owned; remade when libpq has another socket or wants other events */
+    int fd;           /* what io watches */
+    short what;
     struct event *again; /* owned; when to connect again */
     enum conn_state state;
     int prepared;      /* statements prepared so far */
@@ -115,9 +117,16 @@ call_end(struct call *call, int err, const PGresult *res, const char *sqlstate)
 static void
 conn_watch(struct conn *c, short what)
 {
+    int fd = PQsocket(c->pg);
+
+    /* While connecting libpq may have closed one socket and got the same number for the next. */
+    if (c->io != NULL && c->fd == fd && c->what == what && c->state != CONNECTING)
+        return;
     if (c->io != NULL)
         event_free(c->io);
-    c->io = event_new(c->db->base, PQsocket(c->pg), what | EV_PERSIST, conn_io, c);
+    c->fd = fd;
+    c->what = what;
+    c->io = event_new(c->db->base, fd, (short)(what | EV_PERSIST), conn_io, c);
     if (c->io == NULL || event_add(c->io, NULL) != 0)
         log_error("out of memory watching a database connection", NULL);
 }
