@@ -4,7 +4,7 @@
  * Opening has two halves, because the RSA private key is in the HSM: jwe_parse checks the form and hands out the
  * encrypted key; whoever has the content encryption key (the channel's, or what the HSM made of the encrypted key)
  * calls jwe_open.  Nothing of a plaintext is handed out before its tag is right.  The protected header may have
- * alg, enc, kid, typ, cty and nothing else.
+ * alg, enc, kid, typ, cty (strings) and nothing else; node-jose sends enc, alg and kid.
  *
  * An RSA-OAEP failure must be indistinguishable from a wrong tag: whoever opens the encrypted key goes on with a random
  * content encryption key after a failure, so that jwe_open fails at the tag (protocol section 2).
@@ -40,17 +40,17 @@ struct jwe {
 
 /*
  * The form of a message.  *jwe borrows from compact.  KMS_ERR_SYNTAX, KMS_ERR_DUPLICATE, KMS_ERR_HEADER,
- * KMS_ERR_ALGORITHM, KMS_ERR_LENGTH (iv, tag, encrypted key, whole).
+ * KMS_ERR_ALGORITHM, KMS_ERR_LENGTH (iv, tag, encrypted key, whole), KMS_ERR_NOMEM.
  */
 int jwe_parse(struct jwe *jwe, const char *compact, size_t len);
 
 /*
- * Decrypts with a 32-byte content encryption key and appends the plaintext to plain.  KMS_ERR_CRYPTO: wrong tag,
- * plain is as it was and nothing of the plaintext is left in memory.
+ * Decrypts with a 32-byte content encryption key and appends the plaintext to plain.  KMS_ERR_CRYPTO: wrong tag;
+ * KMS_ERR_SYNTAX: the ciphertext is no base64url; plain is as it was and nothing of the plaintext is left in memory.
  */
 int jwe_open(const struct jwe *jwe, const unsigned char cek[32], struct buf *plain);
 
-/* Appends {"alg":"dir","enc":"A256GCM","kid":KID} sealed under key.  kid must be fit for JSON as it is. */
+/* Appends {"alg":"dir","enc":"A256GCM","kid":KID} sealed under key; kid may be NULL.  KMS_ERR_HEADER: kid is unfit. */
 int jwe_seal_dir(struct buf *out, const char *kid, const unsigned char key[32], const void *plain,
                  size_t len);
 

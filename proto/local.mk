@@ -4,6 +4,7 @@ proto_libproto_a_SOURCES = \
 	proto/buf.c proto/buf.h \
 	proto/err.c proto/err.h \
 	proto/http.c proto/http.h \
+	proto/jose.c proto/jose.h \
 	proto/json.c proto/json.h \
 	proto/jwe.c proto/jwe.h \
 	proto/jwk.c proto/jwk.h \
