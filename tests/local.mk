@@ -1,1 +1,2 @@
 include tests/unit/msg.mk
+include tests/fuzz/msg.mk
