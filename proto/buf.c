@@ -123,6 +123,15 @@ buf_consume(struct buf *b, size_t n)
     b->data[b->len] = '\0';
 }
 
+void
+buf_truncate(struct buf *b, size_t len)
+{
+    if (b->data == NULL)
+        return;
+    OPENSSL_cleanse(b->data + len, b->cap - len + 1);
+    b->len = len;
+}
+
 const char *
 buf_str(const struct buf *b)
 {

@@ -36,6 +36,9 @@ int buf_putf(struct buf *b, const char *fmt, ...) __attribute__((format(printf, 
 /* Removes the first n bytes (n <= len), moving the rest down and wiping what it leaves. */
 void buf_consume(struct buf *b, size_t n);
 
+/* Removes all but the first len bytes, wiping the rest and whatever was written behind it. */
+void buf_truncate(struct buf *b, size_t len);
+
 /* "" when nothing was put in; borrowed until the next call on b. */
 const char *buf_str(const struct buf *b);
 

@@ -157,10 +157,7 @@ kms_json_put(struct buf *out, const json_t *v)
 
     if (json_dump_callback(v, put_cb, out, JSON_COMPACT | JSON_ENCODE_ANY) == 0)
         return KMS_OK;
-    if (out->len > before) {
-        OPENSSL_cleanse(out->data + before, out->len - before);
-        out->len = before;
-    }
+    buf_truncate(out, before);
     return KMS_ERR_NOMEM;
 }
 

@@ -266,16 +266,6 @@ put_sealed(struct buf *out, size_t header, size_t header_len, const unsigned cha
     return KMS_OK;
 }
 
-/* Takes back what a failure has left behind the first len bytes. */
-static void
-cut(struct buf *out, size_t len)
-{
-    if (out->data == NULL)
-        return;
-    out->len = len;
-    OPENSSL_cleanse(out->data + len, out->cap - len + 1);
-}
-
 int
 jwe_seal_dir(struct buf *out, const char *kid, const unsigned char key[32], const void *plain,
              size_t len)
@@ -286,7 +276,7 @@ jwe_seal_dir(struct buf *out, const char *kid, const unsigned char key[32], cons
     if ((r = put_header(out, &header, &header_len, JWE_DIR, kid)) != KMS_OK ||
         (r = buf_putc(out, '.')) != KMS_OK ||
         (r = put_sealed(out, header, header_len, key, plain, len)) != KMS_OK)
-        cut(out, before);
+        buf_truncate(out, before);
     return r;
 }
 
@@ -329,7 +319,7 @@ jwe_seal_rsa(struct buf *out, const char *kid, enum jwe_alg alg, EVP_PKEY *to, c
     if ((r = put_header(out, &header, &header_len, alg, kid)) != KMS_OK ||
         (r = buf_putc(out, '.')) != KMS_OK || (r = b64url_put(out, ek, ek_len)) != KMS_OK ||
         (r = put_sealed(out, header, header_len, cek, plain, len)) != KMS_OK)
-        cut(out, before);
+        buf_truncate(out, before);
 out:
     OPENSSL_cleanse(cek, sizeof(cek));
     EVP_PKEY_CTX_free(ctx);

@@ -17,7 +17,7 @@
 
 #define JWK_THUMBPRINT_LEN 32
 
-/* Public keys.  *out: owned by the caller, EVP_PKEY_free.  KMS_ERR_MEMBER, _ALGORITHM, _KEY, _SYNTAX, _NOMEM. */
+/* Public keys.  *out: owned by the caller, EVP_PKEY_free; NULL on failure.  KMS_ERR_MEMBER, _ALGORITHM, _KEY, _SYNTAX, _NOMEM. */
 int jwk_get_public(EVP_PKEY **out, const json_t *jwk);         /* RSA, EC P-256 or Ed25519 */
 int jwk_get_p256(EVP_PKEY **out, const json_t *jwk);           /* EC P-256 and nothing else */
 /* An oct key of exactly 32 bytes; *out is the caller's. */
@@ -30,7 +30,7 @@ json_t *jwk_from_rsa(const unsigned char *n, size_t n_len, const unsigned char *
 /* {kid, kty:"oct", k}; kid may be NULL. */
 json_t *jwk_from_oct(const char *kid, const unsigned char key[SECRET_LEN]);
 
-/* SHA-256 thumbprint of the public part, RFC 7638. */
+/* SHA-256 thumbprint (RFC 7638) of an RSA, EC P-256 or Ed25519 key, read as strictly as above; private members do not matter. */
 int jwk_thumbprint(unsigned char out[JWK_THUMBPRINT_LEN], const json_t *jwk);
 
 #endif

@@ -13,14 +13,15 @@
 
 #define JWT_MAX         (16 * 1024) /* bytes of a token */
 #define JWT_SUBJECT_MAX 256
-#define JWT_ROLES_MAX   32
+#define JWKS_MAX        64
 
 /* A set of public keys (RFC 7517 section 5). */
 struct jwks;
 
 /*
  * Reads {"keys":[...]}.  Keys of a kind or use that we do not verify with (enc, symmetric, other curves, weak RSA) are
- * left out; a set with none left is KMS_ERR_KEY; two keys of one kid and one alg are KMS_ERR_DUPLICATE.
+ * left out; a set with none left is KMS_ERR_KEY; two keys of one kid and one alg are KMS_ERR_DUPLICATE; more than
+ * JWKS_MAX keys KMS_ERR_LIMIT.  An RSA key without alg is good for both PS256 and RS256.
  */
 int jwks_parse(struct jwks **out, const char *text, size_t len);
 void jwks_free(struct jwks *set); /* NULL is fine */
@@ -34,13 +35,13 @@ int jwks_verify(const struct jwks *set, const struct jws *jws);
 
 /* What a token must say.  All strings borrowed. */
 struct jwt_policy {
-    const char *issuer;   /* exact */
-    const char *audience; /* one of aud */
-    const char *scope;    /* one of the space-separated scope (or of scp, an array) */
+    const char *issuer;      /* exact; NULL: any or none, as introspection may leave it out */
+    const char *audience;    /* one of aud; NULL likewise */
+    const char *scope;       /* one of the space-separated scope or, without scope, of scp (a string or an array); NULL: none */
     const char *org_claim;
-    const char *roles_claim;
-    int64_t leeway;       /* seconds, for exp and nbf */
-    int64_t max_lifetime; /* seconds from now to exp; 0: any */
+    const char *roles_claim; /* an array of strings; may be absent */
+    int64_t leeway;          /* seconds, for exp and nbf */
+    int64_t max_lifetime;    /* seconds from now to exp; 0: any */
 };
 
 /* What it said.  Own memory, no pointers: may be copied and cached. */
@@ -54,13 +55,16 @@ struct jwt_identity {
 
 /*
  * Checks decoded claims (a JWT's payload, or an introspection answer) against the policy at the time now (seconds since
- * 1970).  KMS_ERR_MEMBER (sub, exp, org missing or malformed), _ISSUER, _AUDIENCE, _SCOPE, _EXPIRED, _EARLY.
- * compliance_role and admin_role are compared exactly with the members of the roles claim.
+ * 1970).  KMS_ERR_MEMBER (sub, exp, org missing or malformed, or exp is further off than allowed), _ISSUER, _AUDIENCE, _SCOPE,
+ * _EXPIRED, _EARLY.  compliance_role and admin_role (each may be NULL) are compared exactly with the members of the roles claim.
  */
 int jwt_check(struct jwt_identity *id, const json_t *claims, const struct jwt_policy *policy,
               const char *compliance_role, const char *admin_role, int64_t now);
 
-/* The whole way for a JWT: jws_parse, jwks_verify, jwt_check.  Also KMS_ERR_NOT_FOUND (unknown kid: fetch the set again). */
+/*
+ * The whole way for a JWT: jws_parse, jwks_verify, jwt_check, with their errors; KMS_ERR_NOT_FOUND: unknown kid, fetch the set
+ * again.  typ may be absent, JWT or at+jwt (RFC 9068), in any case; another is KMS_ERR_HEADER.
+ */
 int jwt_verify(struct jwt_identity *id, const char *token, size_t len, const struct jwks *set,
                const struct jwt_policy *policy, const char *compliance_role, const char *admin_role,
                int64_t now);
