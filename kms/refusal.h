@@ -1,0 +1,27 @@
+/*
+ * refusal.h - the two answers to what no channel can carry: "no key opens this" (400001) and "your
+ * channel is gone" (499001).
+ *
+ * They say always the same, so each is signed once in a while and sent again: a stranger's garbage
+ * costs the HSM nothing.
+ */
+#ifndef KMS_REFUSAL_H
+#define KMS_REFUSAL_H
+
+#include <stdint.h>
+
+struct refusals;
+struct worker;
+
+enum refusal { REFUSE_UNREADABLE, REFUSE_RESET };
+
+struct refusals *refusals_new(struct worker *w);
+void refusals_free(struct refusals *rs);
+
+/*
+ * KMS_OK: *text is the compact JWS, borrowed until the next turn of the loop.  KMS_ERR_AGAIN:
+ * req_wake(req) follows. KMS_ERR_UNAVAILABLE: the HSM is away and none was ever signed.
+ */
+int refusals_get(struct refusals *rs, enum refusal which, uint64_t req, const char **text);
+
+#endif

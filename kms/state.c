@@ -1,0 +1,575 @@
+/*
+ * state.c - requests gathered into calls of the SQL functions, and their rows handed back.
+ *
+ * Each call is a row of `calls`: which statement, what it adds to the common arrays, how a row is
+ * read.  sql/README.md has the functions' other side.
+ */
+#include "kms/state.h"
+
+#include <event2/event.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/queue.h>
+
+#include "hsm/log.h"
+#include "kms/channel.h"
+#include "kms/req.h"
+#include "kms/worker.h"
+#include "proto/err.h"
+#include "proto/json.h"
+
+#define COMMON "$1, $2, $3, $4, $5" /* ops, orgs, channels, requests, clients */
+
+const struct db_statement state_statements[SC_STATEMENTS] = {
+    [SC_KEYS_RELEASE] =
+        {"keys_release",
+         "SELECT n, verdict, key, blob, generation, root, wrapped, org, user_id, client_id,"
+         " created, expires, bound, resource"
+         " FROM kms.keys_release(" COMMON ", $6, $7, $8)", /* keys, behalf, officers */
+         8},
+    [SC_KEYS_CREATE] = {"keys_create",
+                        "SELECT n, verdict, created, expires"
+                        " FROM kms.keys_create(" COMMON ", $6, $7, $8, $9, $10)",
+                        /* generations, key_items, key_ids, key_blobs, unbound_ms */
+                        10},
+    [SC_KEYS_BIND] =
+        {"keys_bind",
+         "SELECT n, verdict, key, blob, generation, root, wrapped, org, user_id, client_id,"
+         " created, expires, bound, resource"
+         " FROM kms.keys_bind(" COMMON ", $6, $7, $8)", /* keys, resources, bound_ms */
+         8},
+    [SC_RESOURCE_KEYS] =
+        {"resource_keys",
+         "SELECT n, verdict, key, blob, generation, root, wrapped, org, user_id, client_id,"
+         " created, expires, bound, resource"
+         " FROM kms.resource_keys(" COMMON ", $6, $7, $8, $9, $10, $11, $12)",
+         /* resources, after, before, counts, behalf, officers, max_keys */
+         12},
+    [SC_CHANNEL_CREATE] = {"channel_create",
+                           "SELECT n, verdict, created, expires"
+                           " FROM kms.channel_create($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+                           /* ops, orgs, requests, clients, channels, kinds, subjects, blobs,
+                              generations, lifetime_ms */
+                           10},
+    [SC_CHANNEL_DELETE] = {"channel_delete",
+                           "SELECT n, verdict, result FROM kms.channel_delete(" COMMON
+                           ", $6)", /* targets */
+                           6},
+    [SC_CHANNELS_CHECK] = {"channels_check", "SELECT n, verdict FROM kms.channels_check($1, $2)",
+                           2},
+    [SC_RESOURCE_CREATE] = {"resource_create",
+                            "SELECT n, verdict, result FROM kms.resource_create(" COMMON ", $6)",
+                            6},
+    [SC_RESOURCE_GET] = {"resource_get",
+                         "SELECT n, verdict, result FROM kms.resource_get(" COMMON ", $6)", 6},
+    [SC_AUTHORIZATIONS_CREATE] = {"authorizations_create",
+                                  "SELECT n, verdict, result FROM kms.authorizations_create(" COMMON
+                                  ", $6)",
+                                  6},
+    [SC_AUTHORIZATIONS_LIST] = {"authorizations_list",
+                                "SELECT n, verdict, result FROM kms.authorizations_list(" COMMON
+                                ", $6)",
+                                6},
+    [SC_AUTHORIZATIONS_DELETE] = {"authorizations_delete",
+                                  "SELECT n, verdict, result FROM kms.authorizations_delete(" COMMON
+                                  ", $6)",
+                                  6},
+    [SC_REFUSALS_RECORD] = {"refusals_record",
+                            "SELECT kms.refusals_record(" COMMON ", $6, $7, $8, $9)",
+                            /* subjects, actions, verdicts, targets */
+                            9},
+    [SC_CHANNELS_OPEN] =
+        {"channels_open",
+         "SELECT n, found, org, org_name, kind, subject, client, blob, generation, root,"
+         " wrapped, expires FROM kms.channels_open($1)",
+         1},
+    [SC_ORGS_GET] = {"orgs_get",
+                     "SELECT n, org, state, generation, root, wrapped FROM kms.orgs_get($1)", 1},
+    [SC_WRAPS_ADD] = {"wraps_add", "SELECT kms.wraps_add($1, $2, $3)", 3},
+};
+
+TAILQ_HEAD(req_list, req);
+
+struct state {
+    struct worker *w;
+    struct req_list queue[SC_CALLS];
+    size_t waiting[SC_CALLS];
+    struct event *gather; /* runs after the events of this turn */
+    struct event *tick;   /* gives up what waited too long for a connection */
+    unsigned first;       /* where the round over the queues begins: none starves */
+};
+
+/* A call on its way: whose it is, element by element. */
+struct batch {
+    struct state *st;
+    enum state_call call;
+    bool alone; /* sent again by itself, after its batch was refused as a whole */
+    int n;
+    struct req *reqs[STATE_BATCH]; /* borrowed: a request does not go while it waits */
+};
+
+/* --- arrays over the requests of a batch
+ * -------------------------------------------------------------------------- */
+
+/* An array with one element a request; rq names the element's request in `put`. */
+#define EACH(p, type, put)                                                                         \
+    do {                                                                                           \
+        int i_;                                                                                    \
+        db_array_begin(p, type);                                                                   \
+        for (i_ = 0; i_ < b->n; i_++) {                                                            \
+            struct req *rq = b->reqs[i_];                                                          \
+            put;                                                                                   \
+        }                                                                                          \
+        db_array_end(p);                                                                           \
+    } while (0)
+
+static const char *
+behalf(const struct req *rq)
+{
+    return rq->msg.on_behalf_of;
+}
+
+static void
+put_common(struct batch *b, struct db_params *p)
+{
+    EACH(p, DB_UUID, db_put_uuid(p, &rq->op));
+    EACH(p, DB_UUID, db_put_uuid(p, &rq->org));
+    EACH(p, DB_UUID, db_put_uuid(p, &rq->channel->id));
+    EACH(p, DB_TEXT, db_put_text(p, rq->request_id));
+    EACH(p, DB_TEXT, db_put_text(p, rq->msg.client_id));
+}
+
+static void
+put_keys_release(struct batch *b, struct db_params *p)
+{
+    put_common(b, p);
+    EACH(p, DB_UUID, db_put_uuid(p, &rq->msg.uri.id));
+    EACH(p, DB_TEXT, db_put_text(p, behalf(rq)));
+    EACH(p, DB_BOOL, db_put_bool(p, rq->who.compliance));
+}
+
+static void
+put_keys_create(struct batch *b, struct db_params *p)
+{
+    int i;
+    unsigned k;
+
+    put_common(b, p);
+    EACH(p, DB_INT4, db_put_int4(p, (int32_t)rq->wk.generation));
+    db_array_begin(p, DB_INT4);
+    for (i = 0; i < b->n; i++)
+        for (k = 0; k < b->reqs[i]->n_minted; k++)
+            db_put_int4(p, i + 1);
+    db_array_end(p);
+    db_array_begin(p, DB_UUID);
+    for (i = 0; i < b->n; i++)
+        for (k = 0; k < b->reqs[i]->n_minted; k++)
+            db_put_uuid(p, &b->reqs[i]->minted[k].id);
+    db_array_end(p);
+    db_array_begin(p, DB_BYTEA);
+    for (i = 0; i < b->n; i++)
+        for (k = 0; k < b->reqs[i]->n_minted; k++)
+            db_put_bytes(p, b->reqs[i]->minted[k].blob, HSM_BLOB_LEN);
+    db_array_end(p);
+    db_int8(p, b->st->w->cfg->unbound_key * 1000);
+}
+
+static void
+put_keys_bind(struct batch *b, struct db_params *p)
+{
+    put_common(b, p);
+    EACH(p, DB_UUID, db_put_uuid(p, &rq->msg.uri.id));
+    EACH(p, DB_UUID, db_put_uuid(p, &rq->msg.resource));
+    db_int8(p, b->st->w->cfg->bound_key * 1000);
+}
+
+static void
+put_resource_keys(struct batch *b, struct db_params *p)
+{
+    put_common(b, p);
+    EACH(p, DB_UUID, db_put_uuid(p, &rq->msg.resource));
+    EACH(p, DB_INT8, if (rq->msg.bound_after == INT64_MIN) db_put_null(p);
+         else db_put_int8(p, rq->msg.bound_after));
+    EACH(p, DB_INT8, if (rq->msg.bound_before == INT64_MAX) db_put_null(p);
+         else db_put_int8(p, rq->msg.bound_before));
+    EACH(p, DB_INT4, if (rq->msg.count == 0) db_put_null(p); else db_put_int4(p, rq->msg.count));
+    EACH(p, DB_TEXT, db_put_text(p, behalf(rq)));
+    EACH(p, DB_BOOL, db_put_bool(p, rq->who.compliance));
+    db_int4(p, (int32_t)b->st->w->cfg->resource_keys);
+}
+
+static void
+put_channel_create(struct batch *b, struct db_params *p)
+{
+    EACH(p, DB_UUID, db_put_uuid(p, &rq->op));
+    EACH(p, DB_UUID, db_put_uuid(p, &rq->org));
+    EACH(p, DB_TEXT, db_put_text(p, rq->request_id));
+    EACH(p, DB_TEXT, db_put_text(p, rq->msg.client_id));
+    EACH(p, DB_UUID, db_put_uuid(p, &rq->new_channel));
+    EACH(p, DB_TEXT, db_put_text(p, rq->anonymous ? "anonymous" : "user"));
+    EACH(p, DB_TEXT, db_put_text(p, rq->who.subject));
+    EACH(p, DB_BYTEA, db_put_bytes(p, rq->new_channel_blob, HSM_BLOB_LEN));
+    EACH(p, DB_INT4, db_put_int4(p, (int32_t)rq->wk.generation));
+    db_int8(p, b->st->w->cfg->channel * 1000);
+}
+
+static void
+put_channel_delete(struct batch *b, struct db_params *p)
+{
+    put_common(b, p);
+    EACH(p, DB_UUID, db_put_uuid(p, &rq->msg.uri.id));
+}
+
+static void
+put_channels_check(struct batch *b, struct db_params *p)
+{
+    EACH(p, DB_UUID, db_put_uuid(p, &rq->org));
+    EACH(p, DB_UUID, db_put_uuid(p, &rq->channel->id));
+}
+
+/* The arguments of a cold function: one JSON object. */
+static void
+put_args(struct db_params *p, const struct req *rq)
+{
+    char id[UUID_TEXT + 1];
+    struct buf text = BUF_INIT;
+    json_t *args = json_object(), *list;
+    size_t i;
+
+    if (rq->msg.by_uri) {
+        uuid_format(id, &rq->msg.uri.id);
+        json_object_set_new(args, "authorization", json_string(id));
+    } else if (rq->msg.has_resource) {
+        uuid_format(id, &rq->msg.resource);
+        json_object_set_new(args, "resource", json_string(id));
+    }
+    list = json_array();
+    for (i = 0; i < rq->msg.n_auth_ids; i++) {
+        const struct kms_auth_id *a = &rq->msg.auth_ids[i];
+
+        if (a->is_resource)
+            uuid_format(id, &a->resource);
+        json_array_append_new(list,
+                              json_pack("{s:s, s:s}", "kind", a->is_resource ? "resource" : "user",
+                                        "grantee", a->is_resource ? id : a->user));
+    }
+    if (rq->msg.op == OP_AUTHORIZATIONS_LIST && rq->msg.n_auth_ids > 0)
+        json_object_set(args, "auth", json_array_get(list, 0));
+    json_object_set_new(args, "auths", list);
+    json_object_set_new(args, "anonymous", json_integer(rq->msg.anonymous));
+    if (rq->msg.op == OP_RESOURCE_CREATE) {
+        list = json_array();
+        for (i = 0; i < rq->msg.n_keys; i++) {
+            uuid_format(id, &rq->msg.keys[i]);
+            json_array_append_new(list, json_string(id));
+        }
+        json_object_set_new(args, "keys", list);
+        json_object_set_new(args, "bound_ms", json_integer(rq->w->cfg->bound_key * 1000));
+        if (rq->msg.ttl > 0)
+            json_object_set_new(args, "ttl_ms", json_integer(rq->msg.ttl * 1000));
+    }
+    if (rq->msg.on_behalf_of != NULL)
+        json_object_set_new(args, "behalf", json_string(rq->msg.on_behalf_of));
+    json_object_set_new(args, "officer", json_boolean(rq->who.compliance));
+    if (kms_json_put(&text, args) != KMS_OK)
+        p->err = KMS_ERR_NOMEM;
+    else
+        db_put_json(p, buf_str(&text), text.len);
+    json_decref(args);
+    buf_release(&text);
+}
+
+static void
+put_cold(struct batch *b, struct db_params *p)
+{
+    put_common(b, p);
+    EACH(p, DB_JSONB, put_args(p, rq));
+}
+
+static void
+put_refusals(struct batch *b, struct db_params *p)
+{
+    static const struct uuid nowhere; /* the installation's own log */
+
+    EACH(p, DB_UUID, db_put_uuid(p, &rq->op));
+    EACH(p, DB_UUID, db_put_uuid(p, rq->channel != NULL ? &rq->channel->org : &nowhere));
+    EACH(p, DB_UUID, db_put_uuid(p, rq->channel != NULL ? &rq->channel->id : NULL));
+    EACH(p, DB_TEXT, db_put_text(p, rq->request_id));
+    EACH(p, DB_TEXT, db_put_text(p, rq->msg.client_id));
+    EACH(p, DB_TEXT, db_put_text(p, rq->who.subject[0] != '\0' ? rq->who.subject : NULL));
+    EACH(p, DB_TEXT, db_put_text(p, rq->parsed ? kms_op_name(rq->msg.op) : "request"));
+    EACH(p, DB_INT4, db_put_int4(p, rq->code));
+    EACH(p, DB_UUID, db_put_uuid(p, rq->msg.has_resource ? &rq->msg.resource : NULL));
+}
+
+/* --- rows
+ * -----------------------------------------------------------------------------------------------------------
+ */
+
+static char *
+dup_text(const PGresult *res, int row, int col)
+{
+    const char *s = db_get_text(res, row, col);
+
+    return s != NULL ? strdup(s) : NULL;
+}
+
+/* kms.released, from column 2 on.  A row without a key is a verdict alone. */
+static int
+row_released(struct req *rq, const PGresult *res, int row)
+{
+    struct released *all, *r;
+    int32_t generation;
+
+    if (PQgetisnull(res, row, 2))
+        return KMS_OK;
+    if ((all = realloc(rq->released, (rq->n_released + 1) * sizeof(*all))) == NULL)
+        return KMS_ERR_NOMEM;
+    rq->released = all;
+    r = &all[rq->n_released++];
+    memset(r, 0, sizeof(*r));
+    if (!db_get_uuid(res, row, 2, &r->key) || !db_get_bytes(res, row, 3, r->blob, HSM_BLOB_LEN) ||
+        !db_get_int4(res, row, 4, &generation) ||
+        !db_get_bytes(res, row, 5, r->wk.root, HSM_ID_LEN) ||
+        !db_get_bytes(res, row, 6, r->wk.wrapped, HSM_WRAPPED_LEN) ||
+        !db_get_bytes(res, row, 7, r->wk.org, HSM_ID_LEN) ||
+        !db_get_int8(res, row, 10, &r->created) || !db_get_int8(res, row, 11, &r->expires) ||
+        !db_get_int8(res, row, 12, &r->bound))
+        return KMS_ERR_PROTOCOL;
+    r->wk.generation = (uint32_t)generation;
+    r->has_resource = db_get_uuid(res, row, 13, &r->resource);
+    r->user_id = dup_text(res, row, 8);
+    r->client_id = dup_text(res, row, 9);
+    return r->user_id != NULL && r->client_id != NULL ? KMS_OK : KMS_ERR_NOMEM;
+}
+
+static int
+row_times(struct req *rq, const PGresult *res, int row)
+{
+    return db_get_int8(res, row, 2, &rq->created) && db_get_int8(res, row, 3, &rq->expires)
+               ? KMS_OK
+               : KMS_ERR_PROTOCOL;
+}
+
+static int
+row_result(struct req *rq, const PGresult *res, int row)
+{
+    size_t len;
+    const char *text = db_get_json(res, row, 2, &len);
+
+    if (text == NULL)
+        return KMS_OK;
+    json_decref(rq->result);
+    rq->result = NULL;
+    return kms_json_parse(&rq->result, text, len);
+}
+
+static int
+row_verdict(struct req *rq, const PGresult *res, int row)
+{
+    return KMS_OK;
+}
+
+static const struct {
+    void (*put)(struct batch *, struct db_params *);
+    int (*row)(struct req *, const PGresult *,
+               int row); /* NULL: the function gives no rows to read */
+} calls[SC_CALLS] = {
+    [SC_KEYS_RELEASE] = {put_keys_release, row_released},
+    [SC_KEYS_CREATE] = {put_keys_create, row_times},
+    [SC_KEYS_BIND] = {put_keys_bind, row_released},
+    [SC_RESOURCE_KEYS] = {put_resource_keys, row_released},
+    [SC_CHANNEL_CREATE] = {put_channel_create, row_times},
+    [SC_CHANNEL_DELETE] = {put_channel_delete, row_result},
+    [SC_CHANNELS_CHECK] = {put_channels_check, row_verdict},
+    [SC_RESOURCE_CREATE] = {put_cold, row_result},
+    [SC_RESOURCE_GET] = {put_cold, row_result},
+    [SC_AUTHORIZATIONS_CREATE] = {put_cold, row_result},
+    [SC_AUTHORIZATIONS_LIST] = {put_cold, row_result},
+    [SC_AUTHORIZATIONS_DELETE] = {put_cold, row_result},
+    [SC_REFUSALS_RECORD] = {put_refusals, NULL},
+};
+
+/* --- batches
+ * ----------------------------------------------------------------------------------------------------------
+ */
+
+static void batch_done(void *ctx, int err, const PGresult *res, const char *sqlstate);
+
+static void
+batch_send(struct batch *b)
+{
+    struct db_params p;
+    int i, r;
+
+    db_params_init(&p);
+    calls[b->call].put(b, &p);
+    count_add(CT_DB_ITEMS, (uint64_t)b->n);
+    if ((r = db_call(b->st->w->db, (int)b->call, &p, batch_done, b)) != KMS_OK) {
+        for (i = 0; i < b->n; i++)
+            req_state_done(b->reqs[i], r, 0);
+        free(b);
+    }
+}
+
+/* Reads the rows of a call; every request gets its own verdict. */
+static int
+batch_rows(struct batch *b, const PGresult *res, int verdicts[STATE_BATCH])
+{
+    int row, rows = PQntuples(res), r;
+    int32_t n, verdict;
+    bool seen[STATE_BATCH] = {false};
+
+    if (calls[b->call].row == NULL) {
+        for (row = 0; row < b->n; row++)
+            verdicts[row] = 0;
+        return KMS_OK;
+    }
+    for (row = 0; row < rows; row++) {
+        if (!db_get_int4(res, row, 0, &n) || !db_get_int4(res, row, 1, &verdict) || n < 1 ||
+            n > b->n)
+            return KMS_ERR_PROTOCOL;
+        verdicts[n - 1] = verdict;
+        seen[n - 1] = true;
+        /* A refusal of a cold function may bring a text along. */
+        if ((verdict == 0 || calls[b->call].row == row_result) &&
+            (r = calls[b->call].row(b->reqs[n - 1], res, row)) != KMS_OK)
+            return r;
+    }
+    for (row = 0; row < b->n; row++)
+        if (!seen[row])
+            return KMS_ERR_PROTOCOL;
+    return KMS_OK;
+}
+
+static void
+batch_done(void *ctx, int err, const PGresult *res, const char *sqlstate)
+{
+    struct batch *b = ctx;
+    int verdicts[STATE_BATCH], i;
+
+    if (err == KMS_OK && (err = batch_rows(b, res, verdicts)) != KMS_OK) {
+        /* Committed, but we cannot tell what: nobody may claim anything. */
+        log_error("a database result could not be read", "statement",
+                  state_statements[b->call].name, "why", kms_strerror(err), NULL);
+        err = KMS_ERR_TIMEOUT;
+    }
+    if (err == KMS_ERR_STATE && b->n > 1) {
+        /* Rolled back because of one of them: each by itself, so that only that one fails. */
+        for (i = 0; i < b->n; i++) {
+            struct batch *one = calloc(1, sizeof(*one));
+
+            if (one == NULL) {
+                req_state_done(b->reqs[i], KMS_ERR_NOMEM, 0);
+                continue;
+            }
+            one->st = b->st;
+            one->call = b->call;
+            one->alone = true;
+            one->n = 1;
+            one->reqs[0] = b->reqs[i];
+            batch_send(one);
+        }
+        free(b);
+        return;
+    }
+    for (i = 0; i < b->n; i++)
+        req_state_done(b->reqs[i], err, err == KMS_OK ? verdicts[i] : 0);
+    free(b);
+}
+
+void
+state_flush(struct state *st)
+{
+    unsigned k;
+
+    for (k = 0; k < SC_CALLS; k++) {
+        unsigned call = (st->first + k) % SC_CALLS;
+        struct req_list *q = &st->queue[call];
+
+        while (!TAILQ_EMPTY(q) && db_has_room(st->w->db)) {
+            struct batch *b = calloc(1, sizeof(*b));
+            struct req *rq;
+
+            if (b == NULL)
+                return; /* the tick of db.c comes back to it */
+            b->st = st;
+            b->call = (enum state_call)call;
+            while (b->n < STATE_BATCH && (rq = TAILQ_FIRST(q)) != NULL) {
+                TAILQ_REMOVE(q, rq, entry);
+                st->waiting[call]--;
+                b->reqs[b->n++] = rq;
+            }
+            batch_send(b);
+        }
+    }
+    st->first = (st->first + 1) % SC_CALLS;
+}
+
+static void
+state_gather(evutil_socket_t fd, short what, void *arg)
+{
+    state_flush(arg);
+}
+
+/* No connection became free in time: nothing was sent, so nothing changed. */
+static void
+state_tick(evutil_socket_t fd, short what, void *arg)
+{
+    struct state *st = arg;
+    int64_t limit = now_us() - st->w->cfg->db_deadline * 1000000;
+    struct req *rq;
+    int call;
+
+    for (call = 0; call < SC_CALLS; call++) {
+        while ((rq = TAILQ_FIRST(&st->queue[call])) != NULL && rq->queued < limit) {
+            TAILQ_REMOVE(&st->queue[call], rq, entry);
+            st->waiting[call]--;
+            req_state_done(rq, KMS_ERR_UNAVAILABLE, 0);
+        }
+    }
+    state_flush(st);
+}
+
+void
+state_submit(struct state *st, enum state_call call, struct req *rq)
+{
+    rq->queued = now_us();
+    TAILQ_INSERT_TAIL(&st->queue[call], rq, entry);
+    st->waiting[call]++;
+    event_active(st->gather, EV_TIMEOUT, 0);
+}
+
+struct state *
+state_new(struct worker *w)
+{
+    static const struct timeval tick = {0, 200000};
+    struct state *st = calloc(1, sizeof(*st));
+    int i;
+
+    if (st == NULL)
+        return NULL;
+    st->w = w;
+    for (i = 0; i < SC_CALLS; i++)
+        TAILQ_INIT(&st->queue[i]);
+    if ((st->tick = event_new(w->base, -1, EV_PERSIST, state_tick, st)) == NULL ||
+        event_add(st->tick, &tick) != 0 ||
+        (st->gather = event_new(w->base, -1, 0, state_gather, st)) == NULL ||
+        event_priority_set(st->gather, PRIO_GATHER) != 0) {
+        state_free(st);
+        return NULL;
+    }
+    return st;
+}
+
+void
+state_free(struct state *st)
+{
+    if (st == NULL)
+        return;
+    if (st->gather != NULL)
+        event_free(st->gather);
+    if (st->tick != NULL)
+        event_free(st->tick);
+    free(st);
+}
