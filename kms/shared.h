@@ -72,7 +72,9 @@ struct shared {
     _Atomic(int) draining;
     _Atomic(int) reload_failed;  /* the last reload was refused */
     _Atomic(long long) reloaded; /* seconds since 1970 */
-    _Atomic(unsigned) restarts;  /* processes that died and were started again */
+    _Atomic(int) root_wrong; /* the keeper found that the token does not hold the database's root:
+                                not ready */
+    _Atomic(unsigned) restarts; /* processes that died and were started again */
     pid_t parent;
     unsigned workers;
     long long started;

@@ -1,0 +1,113 @@
+/*
+ * keeper.h - the one process beside the workers: administration, health and metrics, background
+ * jobs.
+ *
+ * It serves no client.  It knows the database as role kms_keeper, asks hsmd for new wrapping keys,
+ * and sees the workers only through the shared page.  When it dies nothing stops; its parent starts
+ * it again.
+ *
+ * keeper.c has the loop and the jobs, admin.c the admin socket, metrics.c the pages.  What they
+ * share is the struct below.
+ */
+#ifndef KMS_KEEPER_H
+#define KMS_KEEPER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "proto/uri.h"
+
+struct admin;
+struct config;
+struct db;
+struct event;
+struct event_base;
+struct hsm;
+struct json_t;
+struct metrics;
+struct shared;
+
+/*
+ * Serves the inherited, listening admin_fd and metrics_fd (-1: no metrics) until SIGTERM.  SIGHUP
+ * reads config_path again.  Returns an exit status.  cfg is borrowed.
+ */
+int keeper_main(const struct config *cfg, struct shared *sh, int admin_fd, int metrics_fd,
+                const char *config_path);
+
+/* --- for admin.c and metrics.c --- */
+
+/* Statements of role kms_keeper; the table is in keeper.c. */
+enum keeper_statement {
+    KS_SERVER_CHECK,
+    KS_STATS,
+    KS_ROOT_GET,
+    KS_ROOT_ADD,
+    KS_SWEEP,
+    KS_KEYS_DUE,
+    KS_KEY_ADD,
+    KS_ORG_ADD,
+    KS_ORGS_LIST,
+    KS_ORG_SHOW,
+    KS_ORG_SET_STATE,
+    KS_KEY_SHOW,
+    KS_RESOURCE_SHOW,
+    KS_AUDIT_TAIL,
+    KS_ADMIN_RECORD,
+    KS_N
+};
+
+/*
+ * Does this node's token hold the root key that the database was begun with?  A token that was
+ * swapped or made anew must not become the root of new keys that no other node can open.
+ */
+enum root_state {
+    ROOT_UNKNOWN, /* not asked yet: database or HSM away */
+    ROOT_PROVEN,
+    ROOT_WRONG
+};
+
+/* What the sweeper did since this process started. */
+struct sweeper {
+    uint64_t runs, failures;
+    uint64_t channels, unbound_keys, resources, keys; /* removed */
+    long long last;                                   /* seconds since 1970; 0: never */
+    int64_t last_ms;                                  /* how long it took */
+};
+
+struct keeper {
+    struct event_base *base;
+    const struct config *cfg; /* borrowed: the parent's, or own */
+    struct config *own;       /* owned; NULL until the first reload */
+    const char *config_path;
+    struct shared *sh;
+    struct db *db;
+    struct hsm *hsm;
+    struct admin *admin;
+    struct metrics *metrics; /* NULL: off */
+
+    enum root_state root;
+    struct uuid root_id; /* the active root that the database names; zero: none yet */
+    struct sweeper sweeper;
+    uint64_t rotations, rotation_failures; /* of wrapping keys */
+    struct json_t *stats;                  /* owned; the last kms.stats(), NULL: never */
+    struct json_t *server;                 /* owned; the last kms.server_check() */
+
+    struct event *sweep_timer, *root_timer, *keys_timer, *stats_timer;
+    bool sweeping, rooting, rotating, asking;
+    int64_t sweep_started; /* ms, monotonic */
+    struct rotation *rotation;
+};
+
+/* Fit to serve.  why: NULL, or told each reason that it is not, in a few words. */
+bool keeper_ready(const struct keeper *k, void (*why)(void *ctx, const char *text), void *ctx);
+/* "proven", "wrong", "unknown". */
+const char *root_state_name(enum root_state s);
+const char *worker_state_name(int state);
+/* Resident bytes of a process; 0: gone. */
+long long process_rss(long pid);
+/* Milliseconds that only go forward. */
+int64_t keeper_now_ms(void);
+/* Asks again now whether the token holds the root: after hsm init. */
+void keeper_check_root(struct keeper *k);
+
+#endif
