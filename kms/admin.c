@@ -30,6 +30,7 @@
 #include "kms/db.h"
 #include "kms/keeper.h"
 #include "kms/shared.h"
+#include "proto/buf.h"
 #include "proto/err.h"
 #include "proto/json.h"
 #include "proto/jwk.h"
@@ -118,7 +119,9 @@ static void
 call_send(struct call *c, json_t *answer)
 {
     struct conn *cn;
-    char *text = answer != NULL ? json_dumps(answer, JSON_COMPACT) : NULL;
+    struct buf line = BUF_INIT;
+    bool whole = answer != NULL && kms_json_put(&line, answer) == KMS_OK &&
+                 buf_putc(&line, '\n') == KMS_OK;
 
     LIST_FOREACH(cn, &c->a->conns, entry)
     {
@@ -126,15 +129,14 @@ call_send(struct call *c, json_t *answer)
             break;
     }
     if (cn != NULL) {
-        if (text != NULL && c->id != NULL) {
-            bufferevent_write(cn->bev, text, strlen(text));
-            bufferevent_write(cn->bev, "\n", 1);
+        if (whole && c->id != NULL) {
+            bufferevent_write(cn->bev, line.data, line.len);
         } else if (c->id != NULL) {
             cn->closing = true; /* no memory for an answer: say it by closing */
         }
         conn_answered(cn);
     }
-    free(text);
+    buf_release(&line);
     json_decref(answer);
     call_free(c);
 }
@@ -181,7 +183,7 @@ recorded(void *ctx, int err, const PGresult *res, const char *sqlstate)
 static void
 call_record(struct call *c, int verdict, json_t *detail)
 {
-    char *text = detail != NULL ? json_dumps(detail, JSON_COMPACT) : NULL;
+    struct buf text = BUF_INIT;
     struct db_params p;
     int r;
 
@@ -190,12 +192,15 @@ call_record(struct call *c, int verdict, json_t *detail)
     db_text(&p, c->peer.actor);
     db_text(&p, c->method->name);
     db_int4(&p, verdict);
-    db_json(&p, text != NULL ? text : "{}", text != NULL ? strlen(text) : 2);
+    if (detail == NULL || kms_json_put(&text, detail) != KMS_OK)
+        db_json(&p, "{}", 2);
+    else
+        db_json(&p, buf_str(&text), text.len);
     if ((r = db_call(c->k->db, KS_ADMIN_RECORD, &p, recorded, NULL)) != KMS_OK)
         recorded(NULL, r, NULL, NULL);
     log_info("admin call", "method", c->method->name, "actor", c->peer.actor, "verdict%d", verdict,
              NULL);
-    free(text);
+    buf_release(&text);
     json_decref(detail);
 }
 

@@ -91,7 +91,8 @@ void config_print_sample(void);
 /* The table of all settings (hsm/conf.h); static. */
 const struct conf_setting *config_settings(size_t *n);
 
-/* "192.0.2.1:8443", "[::]:8443" as a socket address; nothing is looked up.  KMS_OK, KMS_ERR_SYNTAX. */
+/* "192.0.2.1:8443", "[::]:8443" as a socket address; nothing is looked up.  KMS_OK, KMS_ERR_SYNTAX.
+ */
 int config_address(const char *text, struct sockaddr_storage *out, socklen_t *len);
 /* A user's name or number, a group's (without '@').  KMS_OK, KMS_ERR_NOT_FOUND. */
 int config_user(const char *word, uid_t *uid);

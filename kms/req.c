@@ -436,6 +436,9 @@ req_org(struct req *rq)
 {
     const char *name = rq->channel != NULL ? rq->channel->org_name : rq->who.org;
 
+    /* The keeper found another root in this token: what we would wrap, no other node could open. */
+    if (atomic_load(&rq->w->shared->root_wrong))
+        return refuse(rq, KMS_CODE_HSM, NULL);
     switch (orgs_get(rq->w->orgs, name, rq->id, &rq->org, &rq->wk)) {
     case KMS_OK:
         return go(rq, REQ_MINT);

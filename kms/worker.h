@@ -26,8 +26,12 @@ struct web;
 
 #define REQ_BUCKETS 4096
 
-/* The loop's priorities: events of the world before what gathers them. */
-enum { PRIO_WORLD = 0, PRIO_GATHER = 1, PRIO_N = 2 };
+/*
+ * The loop's priorities: events of the world (libevent's default of three) before what gathers what
+ * they brought.  A gathering event cannot starve: clients who wait for its answers send nothing
+ * new.
+ */
+enum { PRIO_WORLD = 1, PRIO_GATHER = 2, PRIO_N = 3 };
 
 struct worker {
     struct event_base *base;

@@ -1,0 +1,20 @@
+/*
+ * harden.h - what a process of kmsd gives up: core dumps, being traced, swap, and the system calls
+ * that it never needs.
+ */
+#ifndef KMS_HARDEN_H
+#define KMS_HARDEN_H
+
+/* For every process, first thing: no core dumps, not traceable, memory locked where the limit
+ * allows.  Never fails. */
+void harden_process(void);
+
+/* After a worker or the keeper has opened what it needs: no exec, no fork, no ptrace, no mount, ...
+ * (seccomp).  KMS_OK, KMS_ERR_SYSTEM. */
+int harden_worker(void);
+
+/* The user to become; dies with its parent.  KMS_OK, KMS_ERR_NOT_FOUND (no such user),
+ * KMS_ERR_SYSTEM. */
+int harden_user(const char *name);
+
+#endif

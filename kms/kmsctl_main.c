@@ -1,0 +1,1131 @@
+/*
+ * kmsctl_main.c - the administrator's tool: calls of the admin socket, database migrations, configuration checks.
+ *
+ * commands[] is the whole of it: words, arguments, options, help and function of each command.  A function that asks the
+ * server makes params, calls `ask`, and prints the result as JSON or for people.
+ */
+#include <config.h> /* of the build */
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <jansson.h>
+#include <poll.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "hsm/conf.h"
+#include "kms/config.h"
+#include "proto/buf.h"
+#include "proto/err.h"
+#include "proto/json.h"
+#include "proto/uri.h"
+#include "sql/migrate.h"
+
+#define CONFIG_FILE "/etc/kms/kms.conf"
+#define ANSWER_MAX  (64 * 1024 * 1024)
+#define FOLLOW_MS   1000
+
+/* Exit statuses, documented in kmsctl(8). */
+enum { EXIT_OK = 0, EXIT_REFUSED = 1, EXIT_USAGE = 2, EXIT_UNREACHABLE = 3 };
+
+/* What the options said. */
+struct ctl {
+    char *socket; /* owned; NULL until it is needed */
+    const char *config;
+    const char *url;
+    const char *op;
+    bool json;
+    bool exit;
+    bool follow;
+    long long timeout_ms;
+    long long bits;
+    long long limit;
+};
+
+struct command {
+    const char *words; /* "org add" */
+    const char *args;  /* for help: "NAME" */
+    int min, max;      /* how many arguments */
+    const char *options; /* the letters of those that only some commands have */
+    const char *help;
+    int (*run)(struct ctl *ctl, int argc, char **argv);
+};
+
+static void complain(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+
+static void
+complain(const char *fmt, ...)
+{
+    va_list ap;
+
+    fputs("kmsctl: ", stderr);
+    va_start(ap, fmt);
+    vfprintf(stderr, fmt, ap);
+    va_end(ap);
+    fputc('\n', stderr);
+}
+
+/* --- for people: text, times, tables --- */
+
+static bool
+named(const char *name, const char *const *names)
+{
+    for (; *names != NULL; names++) {
+        if (strcmp(name, *names) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* "2026-11-22 14:20:31Z (3 h ago)" */
+static void
+put_time(struct buf *out, json_int_t ms)
+{
+    static const struct {
+        long long seconds;
+        const char *unit;
+    } units[] = { { 2 * 86400, "d" }, { 2 * 3600, "h" }, { 120, "min" }, { 0, "s" } };
+    static const long long sizes[] = { 86400, 3600, 60, 1 };
+    time_t t = (time_t)(ms / 1000);
+    long long d = (long long)time(NULL) - t, a = d < 0 ? -d : d;
+    char text[32];
+    struct tm tm;
+    size_t i = 0;
+
+    gmtime_r(&t, &tm);
+    strftime(text, sizeof(text), "%Y-%m-%d %H:%M:%SZ", &tm);
+    while (a < units[i].seconds)
+        i++;
+    if (d >= 0)
+        buf_putf(out, "%s (%lld %s ago)", text, a / sizes[i], units[i].unit);
+    else
+        buf_putf(out, "%s (in %lld %s)", text, a / sizes[i], units[i].unit);
+}
+
+/* Names from the network may hold what a terminal would obey. */
+static void
+put_text(struct buf *out, const char *s)
+{
+    for (; *s != '\0'; s++) {
+        unsigned char ch = (unsigned char)*s, next = (unsigned char)s[1];
+
+        if (ch == 0xc2 && next >= 0x80 && next < 0xa0) {
+            buf_putc(out, '?');
+            s++;
+        } else {
+            buf_putc(out, ch < 0x20 || ch == 0x7f ? '?' : (char)ch);
+        }
+    }
+}
+
+/* A value as a cell; its member's name says how numbers are meant. */
+static void
+put_value(struct buf *out, const char *name, const json_t *v)
+{
+    static const char *const times[] = { "started", "reloaded",  "created", "expires", "bound",
+                                         "last",    "destroyed", "now",     "time",    "at",
+                                         "since",   "deleted",   NULL };
+    static const char *const bytes[] = { "rss", "secure_heap_used_bytes", NULL };
+    json_int_t n = json_integer_value(v);
+    const json_t *e;
+    size_t i;
+
+    switch (v == NULL ? JSON_NULL : json_typeof(v)) {
+    case JSON_STRING:
+        put_text(out, json_string_value(v));
+        break;
+    case JSON_INTEGER:
+        if (named(name, times) && n > 100000000000LL)
+            put_time(out, n);
+        else if (named(name, times) && n == 0)
+            buf_putc(out, '-');
+        else if (named(name, bytes))
+            buf_putf(out, "%.1f MiB", (double)n / 1048576);
+        else
+            buf_putf(out, "%" JSON_INTEGER_FORMAT, n);
+        break;
+    case JSON_REAL:
+        buf_putf(out, "%g", json_real_value(v));
+        break;
+    case JSON_TRUE:
+        buf_puts(out, "yes");
+        break;
+    case JSON_FALSE:
+        buf_puts(out, "no");
+        break;
+    case JSON_ARRAY:
+        if (json_array_size(v) == 0)
+            buf_putc(out, '-');
+        json_array_foreach(v, i, e)
+        {
+            if (i > 0)
+                buf_puts(out, ", ");
+            put_value(out, name, e);
+        }
+        break;
+    case JSON_OBJECT: {
+        const char *member;
+        json_t *inner;
+        bool first = true;
+
+        json_object_foreach((json_t *)(uintptr_t)v, member, inner)
+        {
+            buf_puts(out, first ? "" : " ");
+            put_text(out, member);
+            buf_putc(out, '=');
+            put_value(out, member, inner);
+            first = false;
+        }
+        if (first)
+            buf_putc(out, '-');
+        break;
+    }
+    default:
+        buf_putc(out, '-');
+    }
+}
+
+/* Columns that it takes on a terminal: code points, more or less. */
+static int
+width(const char *s)
+{
+    int n = 0;
+
+    for (; *s != '\0'; s++)
+        n += ((unsigned char)*s & 0xc0) != 0x80;
+    return n;
+}
+
+static void
+print_padded(const char *s, int columns)
+{
+    fputs(s, stdout);
+    for (int n = width(s); n < columns; n++)
+        putchar(' ');
+}
+
+/* "bound_keys" as "bound keys". */
+static void
+print_title(const char *name, bool capitals, int columns)
+{
+    char text[64];
+    size_t i;
+
+    for (i = 0; name[i] != '\0' && i < sizeof(text) - 1; i++) {
+        text[i] = name[i] == '_' ? ' ' : name[i];
+        if (capitals && text[i] >= 'a' && text[i] <= 'z')
+            text[i] = (char)(text[i] - 'a' + 'A');
+    }
+    text[i] = '\0';
+    print_padded(text, columns);
+}
+
+#define COLUMNS_MAX 32
+
+/* Aligned columns; names: of the members to show, NULL-terminated.  Members that no row has are left out. */
+static void
+print_table(const json_t *rows, const char *const *names)
+{
+    const char *shown[COLUMNS_MAX];
+    int widths[COLUMNS_MAX];
+    size_t n = 0, i, c;
+    const json_t *row;
+
+    if (json_array_size(rows) == 0) {
+        puts("none");
+        return;
+    }
+    for (; *names != NULL && n < COLUMNS_MAX; names++) {
+        bool any = false;
+        int w = width(*names);
+
+        json_array_foreach(rows, i, row)
+        {
+            const json_t *v = json_object_get(row, *names);
+            struct buf cell = BUF_INIT;
+
+            any = any || v != NULL;
+            put_value(&cell, *names, v);
+            w = width(buf_str(&cell)) > w ? width(buf_str(&cell)) : w;
+            buf_release(&cell);
+        }
+        if (any) {
+            shown[n] = *names;
+            widths[n++] = w + 2;
+        }
+    }
+    if (n > 0)
+        widths[n - 1] = 0; /* nothing follows it */
+    for (c = 0; c < n; c++)
+        print_title(shown[c], true, widths[c]);
+    putchar('\n');
+    json_array_foreach(rows, i, row)
+    {
+        for (c = 0; c < n; c++) {
+            struct buf cell = BUF_INIT;
+
+            put_value(&cell, shown[c], json_object_get(row, shown[c]));
+            print_padded(buf_str(&cell), widths[c]);
+            buf_release(&cell);
+        }
+        putchar('\n');
+    }
+}
+
+/* All members of the first row, in its order. */
+static void
+print_whole_table(const json_t *rows)
+{
+    const char *names[COLUMNS_MAX + 1] = { NULL };
+    const char *member;
+    json_t *v;
+    size_t n = 0;
+
+    json_object_foreach(json_array_get(rows, 0), member, v)
+    {
+        if (n < COLUMNS_MAX)
+            names[n++] = member;
+    }
+    print_table(rows, names);
+}
+
+/* One member a line, names aligned; objects, tables and text of several lines below their heading. */
+static void
+print_object(const json_t *obj, int indent)
+{
+    const char *name;
+    json_t *v;
+    int w = 0;
+
+    json_object_foreach((json_t *)(uintptr_t)obj, name, v)
+    {
+        if (width(name) > w)
+            w = width(name);
+    }
+    json_object_foreach((json_t *)(uintptr_t)obj, name, v)
+    {
+        struct buf cell = BUF_INIT;
+
+        printf("%*s", indent, "");
+        if (json_is_object(v) && json_object_size(v) > 0) {
+            print_title(name, false, 0);
+            putchar('\n');
+            print_object(v, indent + 2);
+        } else if (json_is_array(v) && json_is_object(json_array_get(v, 0))) {
+            print_title(name, false, 0);
+            putchar('\n');
+            print_whole_table(v);
+        } else if (json_is_string(v) && strchr(json_string_value(v), '\n') != NULL) {
+            print_title(name, false, 0);
+            printf("\n%s", json_string_value(v));
+        } else {
+            put_value(&cell, name, v);
+            print_title(name, false, w + 2);
+            puts(buf_str(&cell));
+        }
+        buf_release(&cell);
+    }
+}
+
+static void
+print_json(const json_t *v)
+{
+    json_dumpf(v, stdout, JSON_COMPACT | JSON_ENCODE_ANY);
+    putchar('\n');
+}
+
+/* --- the admin socket --- */
+
+/* Of the configuration only this section: an administrator need not be able to read the daemon's keys. */
+struct admin_section {
+    char *socket, *group, *operators;
+};
+static const struct conf_setting admin_settings[] = {
+    { "admin", "socket", CONF_PATH, offsetof(struct admin_section, socket), "/run/kms/admin.sock", 0,
+      0, "" },
+    { "admin", "group", CONF_STRING, offsetof(struct admin_section, group), "", 0, 0, "" },
+    { "admin", "operators", CONF_LIST, offsetof(struct admin_section, operators), "", 0, 0, "" },
+};
+static const char *const other_sections[] = { "kms",    "tls",  "metrics",   "database", "hsm",
+                                              "token",  "hsmd", "lifetimes", "limits",   "log",
+                                              NULL };
+
+static void
+conf_complain(void *ctx, const char *text)
+{
+    complain("%s", text);
+}
+
+/* Its path: --socket, the environment, the configuration file.  0, or an exit status after complaining. */
+static int
+find_socket(struct ctl *ctl)
+{
+    const char *env = getenv("KMS_ADMIN_SOCKET");
+    const char *path = ctl->config != NULL ? ctl->config : CONFIG_FILE;
+    struct admin_section s;
+    int r;
+
+    if (ctl->socket != NULL)
+        return 0;
+    if (ctl->config == NULL && env != NULL && env[0] != '\0') {
+        ctl->socket = strdup(env);
+    } else if (ctl->config == NULL && access(path, R_OK) != 0) {
+        ctl->socket = strdup(admin_settings[0].def);
+    } else {
+        r = conf_read(&s, sizeof(s), admin_settings, 3, other_sections, path, conf_complain, NULL);
+        if (r == KMS_OK)
+            ctl->socket = strdup(s.socket);
+        conf_release(&s, admin_settings, 3);
+        if (r != KMS_OK)
+            return EXIT_USAGE;
+    }
+    if (ctl->socket != NULL)
+        return 0;
+    complain("out of memory");
+    return EXIT_REFUSED;
+}
+
+static int64_t
+now_ms(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+}
+
+static int
+unreachable(const struct ctl *ctl, const char *what)
+{
+    const char *hint = "";
+
+    if (errno == ENOENT || errno == ECONNREFUSED)
+        hint = "; is kmsd running?  Name another socket with --socket or KMS_ADMIN_SOCKET";
+    else if (errno == EACCES || errno == EPERM)
+        hint = "; your user must be in the group of [admin] group";
+    complain("%s %s: %s%s", what, ctl->socket, strerror(errno), hint);
+    return -1;
+}
+
+/* A connected socket that does not block, or -1 after complaining. */
+static int
+dial(const struct ctl *ctl)
+{
+    struct sockaddr_un sa = { .sun_family = AF_UNIX };
+    int fd;
+
+    if (strlen(ctl->socket) >= sizeof(sa.sun_path)) {
+        errno = ENAMETOOLONG;
+        return unreachable(ctl, "cannot connect to");
+    }
+    memcpy(sa.sun_path, ctl->socket, strlen(ctl->socket) + 1);
+    /* Connecting to a Unix socket is done at once, or waits for room in the server's queue. */
+    fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd >= 0) {
+        struct timeval tv = { ctl->timeout_ms / 1000, (ctl->timeout_ms % 1000) * 1000 };
+
+        setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &tv, sizeof(tv));
+        if (connect(fd, (struct sockaddr *)&sa, sizeof(sa)) == 0 &&
+            fcntl(fd, F_SETFL, O_NONBLOCK) == 0)
+            return fd;
+    }
+    unreachable(ctl, "cannot connect to");
+    if (fd >= 0)
+        close(fd);
+    return -1;
+}
+
+/* Waits until fd can be read or written.  KMS_ERR_TIMEOUT at the deadline. */
+static int
+wait_for(int fd, short what, int64_t deadline)
+{
+    struct pollfd p = { .fd = fd, .events = what };
+    int64_t left = deadline - now_ms();
+    int r = left > 0 ? poll(&p, 1, (int)left) : 0;
+
+    if (r < 0 && errno == EINTR)
+        return KMS_OK;
+    return r > 0 ? KMS_OK : r == 0 ? KMS_ERR_TIMEOUT : KMS_ERR_SYSTEM;
+}
+
+/* Writes a line and reads one.  KMS_ERR_UNAVAILABLE: the server closed the connection first. */
+static int
+exchange(int fd, const char *line, size_t len, int64_t deadline, struct buf *answer)
+{
+    static char chunk[65536];
+    int r = KMS_OK;
+
+    while (len > 0 && (r = wait_for(fd, POLLOUT, deadline)) == KMS_OK) {
+        ssize_t n = send(fd, line, len, MSG_NOSIGNAL);
+
+        if (n < 0 && errno != EAGAIN && errno != EINTR)
+            return KMS_ERR_UNAVAILABLE;
+        line += n > 0 ? n : 0;
+        len -= n > 0 ? (size_t)n : 0;
+    }
+    while (r == KMS_OK && (r = wait_for(fd, POLLIN, deadline)) == KMS_OK) {
+        ssize_t n = recv(fd, chunk, sizeof(chunk), 0);
+
+        if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR))
+            return KMS_ERR_UNAVAILABLE;
+        if (n < 0)
+            continue;
+        if (answer->len + (size_t)n > ANSWER_MAX)
+            return KMS_ERR_LENGTH;
+        if ((r = buf_put(answer, chunk, (size_t)n)) == KMS_OK && chunk[n - 1] == '\n')
+            return KMS_OK;
+    }
+    return r;
+}
+
+/* Tells an error of the server's, for people and, with --json, for programs. */
+static void
+tell_error(const struct ctl *ctl, const char *method, const json_t *error)
+{
+    const char *why = json_string_value(json_object_get(error, "message"));
+    json_int_t code = json_integer_value(json_object_get(error, "code"));
+
+    if (ctl->json) {
+        json_t *o = json_pack("{s:O}", "error", error);
+
+        print_json(o);
+        json_decref(o);
+    }
+    complain("%s: %s (%" JSON_INTEGER_FORMAT ")", method, why != NULL ? why : "refused", code);
+}
+
+/*
+ * Calls a method; takes params over.  0 and *result is the caller's; else an exit status, after complaining.  When the
+ * connection breaks the call is sent once more: its op makes that safe.
+ */
+static int
+ask(struct ctl *ctl, const char *method, json_t *params, json_t **result)
+{
+    int64_t deadline = now_ms() + ctl->timeout_ms;
+    struct buf answer = BUF_INIT, line = BUF_INIT;
+    char op[UUID_TEXT + 1];
+    struct uuid id;
+    json_t *call = NULL, *reply = NULL, *error;
+    int r = KMS_ERR_NOMEM, fd, status = EXIT_REFUSED;
+
+    *result = NULL;
+    if (ctl->socket == NULL && (status = find_socket(ctl)) != 0) {
+        json_decref(params);
+        return status;
+    }
+    status = EXIT_REFUSED;
+    if (ctl->op != NULL)
+        snprintf(op, sizeof(op), "%s", ctl->op);
+    else if (uuid_random(&id) == KMS_OK)
+        uuid_format(op, &id);
+    else
+        goto out;
+    json_object_set_new(params, "op", json_string(op));
+    call = json_pack("{s:s, s:i, s:s, s:O}", "jsonrpc", "2.0", "id", 1, "method", method, "params",
+                     params);
+    if (call == NULL || (r = kms_json_put(&line, call)) != KMS_OK ||
+        (r = buf_putc(&line, '\n')) != KMS_OK)
+        goto out;
+    for (int attempt = 0; attempt < 2; attempt++) {
+        if ((fd = dial(ctl)) < 0) {
+            status = EXIT_UNREACHABLE;
+            goto complained;
+        }
+        buf_reset(&answer);
+        r = exchange(fd, buf_str(&line), line.len, deadline, &answer);
+        close(fd);
+        if (r != KMS_ERR_UNAVAILABLE)
+            break;
+    }
+    if (r == KMS_ERR_UNAVAILABLE || r == KMS_ERR_TIMEOUT) {
+        complain("%s: %s; it may have been done: repeat it with --op %s", method,
+                 r == KMS_ERR_TIMEOUT ? "no answer in time" : "the server closed the connection", op);
+        status = EXIT_UNREACHABLE;
+        goto complained;
+    }
+    if (r == KMS_OK)
+        r = kms_json_parse(&reply, buf_str(&answer), answer.len);
+    if (r != KMS_OK)
+        goto out;
+    error = json_object_get(reply, "error");
+    if (error != NULL) {
+        tell_error(ctl, method, error);
+        goto complained;
+    }
+    *result = json_incref(json_object_get(reply, "result"));
+    status = EXIT_OK;
+out:
+    if (status != EXIT_OK)
+        complain("%s: %s", method, kms_strerror(r));
+complained:
+    buf_release(&answer);
+    buf_release(&line);
+    json_decref(call);
+    json_decref(reply);
+    json_decref(params);
+    return status;
+}
+
+/* --- commands that ask the server --- */
+
+/* The plain ones: show what comes back. */
+static int
+ask_and_show(struct ctl *ctl, const char *method, json_t *params)
+{
+    json_t *result;
+    int status = ask(ctl, method, params, &result);
+
+    if (status != 0)
+        return status;
+    if (ctl->json)
+        print_json(result);
+    else if (json_is_array(result))
+        print_whole_table(result);
+    else
+        print_object(result, 0);
+    json_decref(result);
+    return EXIT_OK;
+}
+
+static void
+print_status(const json_t *s)
+{
+    static const char *const head[] = { "version", "node",      "domain",        "listen",   "pid",
+                                        "started", "draining",  "reloaded",      "reload_failed",
+                                        "restarts", "log_level", "keeper",        NULL };
+    static const char *const workers[] = { "worker", "pid", "state",       "database", "hsm",
+                                           "key_set", "rss", "connections", "inflight", "messages",
+                                           "started", NULL };
+    static const char *const tail[] = { "database", "stats", "sweeper", NULL };
+    json_t *part = json_object();
+    const json_t *reason;
+    size_t i;
+
+    printf("%s\n", json_is_true(json_object_get(s, "ready")) ? "ready" : "NOT READY");
+    json_array_foreach(json_object_get(s, "reasons"), i, reason)
+    {
+        struct buf text = BUF_INIT;
+
+        put_value(&text, "", reason);
+        printf("  %s\n", buf_str(&text));
+        buf_release(&text);
+    }
+    putchar('\n');
+    for (i = 0; head[i] != NULL; i++)
+        json_object_set(part, head[i], json_object_get(s, head[i]));
+    print_object(part, 0);
+    putchar('\n');
+    print_table(json_object_get(s, "workers"), workers);
+    putchar('\n');
+    json_object_clear(part);
+    for (i = 0; tail[i] != NULL; i++)
+        json_object_set(part, tail[i], json_object_get(s, tail[i]));
+    print_object(part, 0);
+    json_decref(part);
+}
+
+static int
+run_status(struct ctl *ctl, int argc, char **argv)
+{
+    json_t *result;
+    int status = ask(ctl, "status", json_object(), &result);
+
+    if (status != 0)
+        return status;
+    if (ctl->json)
+        print_json(result);
+    else
+        print_status(result);
+    json_decref(result);
+    return EXIT_OK;
+}
+
+static int
+run_hsm_init(struct ctl *ctl, int argc, char **argv)
+{
+    return ask_and_show(ctl, "hsm.init", json_pack("{s:I}", "bits", (json_int_t)ctl->bits));
+}
+
+static int
+run_hsm_status(struct ctl *ctl, int argc, char **argv)
+{
+    return ask_and_show(ctl, "hsm.status", json_object());
+}
+
+static int
+run_org_add(struct ctl *ctl, int argc, char **argv)
+{
+    return ask_and_show(ctl, "org.add", json_pack("{s:s}", "name", argv[0]));
+}
+
+static int
+run_org_list(struct ctl *ctl, int argc, char **argv)
+{
+    return ask_and_show(ctl, "org.list", json_object());
+}
+
+static int
+run_org_show(struct ctl *ctl, int argc, char **argv)
+{
+    return ask_and_show(ctl, "org.show", json_pack("{s:s}", "name", argv[0]));
+}
+
+static int
+run_org_suspend(struct ctl *ctl, int argc, char **argv)
+{
+    return ask_and_show(ctl, "org.suspend", json_pack("{s:s}", "name", argv[0]));
+}
+
+static int
+run_org_resume(struct ctl *ctl, int argc, char **argv)
+{
+    return ask_and_show(ctl, "org.resume", json_pack("{s:s}", "name", argv[0]));
+}
+
+/* A key or resource by its id or its whole URI. */
+static const char *
+last_part(const char *uri)
+{
+    const char *slash = strrchr(uri, '/');
+
+    return slash != NULL ? slash + 1 : uri;
+}
+
+static int
+run_key_show(struct ctl *ctl, int argc, char **argv)
+{
+    return ask_and_show(ctl, "key.show", json_pack("{s:s}", "id", last_part(argv[0])));
+}
+
+static int
+run_resource_show(struct ctl *ctl, int argc, char **argv)
+{
+    return ask_and_show(ctl, "resource.show", json_pack("{s:s}", "id", last_part(argv[0])));
+}
+
+static int
+run_log_level(struct ctl *ctl, int argc, char **argv)
+{
+    json_t *params = json_object();
+
+    if (argc > 0)
+        json_object_set_new(params, "level", json_string(argv[0]));
+    return ask_and_show(ctl, "log.level", params);
+}
+
+static int
+run_reload(struct ctl *ctl, int argc, char **argv)
+{
+    return ask_and_show(ctl, "reload", json_object());
+}
+
+static int
+run_drain(struct ctl *ctl, int argc, char **argv)
+{
+    return ask_and_show(ctl, "drain", json_pack("{s:b}", "exit", ctl->exit));
+}
+
+/* The summary line of an entry, whatever its organisation's log calls the rest. */
+static void
+print_entries(const json_t *entries, bool heading)
+{
+    static const char *const names[] = { "seq",  "at",     "action", "verdict", "actor",
+                                         "subject", "client", "target", "request", NULL };
+
+    if (heading || json_array_size(entries) > 0)
+        print_table(entries, names);
+}
+
+static int
+run_audit_tail(struct ctl *ctl, int argc, char **argv)
+{
+    json_int_t after = 0;
+    bool first = true;
+
+    for (;;) {
+        json_t *params = json_pack("{s:I, s:I}", "after", after, "limit", (json_int_t)ctl->limit);
+        json_t *result, *e;
+        const json_t *entries;
+        size_t i;
+        int status;
+
+        if (argc > 0)
+            json_object_set_new(params, "org", json_string(argv[0]));
+        if ((status = ask(ctl, "audit.tail", params, &result)) != 0)
+            return status;
+        entries = json_object_get(result, "entries");
+        if (ctl->json && !ctl->follow) {
+            print_json(result);
+        } else if (ctl->json) {
+            json_array_foreach(entries, i, e) print_json(e);
+        } else {
+            print_entries(entries, first);
+        }
+        json_array_foreach(entries, i, e)
+        {
+            json_int_t seq = json_integer_value(json_object_get(e, "seq"));
+
+            after = seq > after ? seq : after;
+        }
+        json_decref(result);
+        if (!ctl->follow)
+            return EXIT_OK;
+        fflush(stdout);
+        first = false;
+        poll(NULL, 0, FOLLOW_MS);
+    }
+}
+
+/* --- commands that work without the server --- */
+
+static int
+run_config_sample(struct ctl *ctl, int argc, char **argv)
+{
+    config_print_sample();
+    return EXIT_OK;
+}
+
+static int
+run_config_check(struct ctl *ctl, int argc, char **argv)
+{
+    const char *path = argc > 0 ? argv[0] : ctl->config != NULL ? ctl->config : CONFIG_FILE;
+    struct config *c;
+
+    if (config_read(&c, path, stderr) != KMS_OK) {
+        if (ctl->json)
+            puts("{\"ok\":false}");
+        return EXIT_REFUSED;
+    }
+    config_free(c);
+    puts(ctl->json ? "{\"ok\":true}" : "the configuration is right");
+    return EXIT_OK;
+}
+
+static int run_completion(struct ctl *ctl, int argc, char **argv);
+
+/* --- the commands --- */
+
+enum { OPT_SOCKET = 1000, OPT_CONFIG, OPT_TIMEOUT, OPT_OP, OPT_VERSION };
+
+/* Letters stand for options that only some commands take (commands[].options). */
+static const struct option options[] = {
+    { "socket", required_argument, NULL, OPT_SOCKET },
+    { "config", required_argument, NULL, OPT_CONFIG },
+    { "json", no_argument, NULL, 'j' },
+    { "timeout", required_argument, NULL, OPT_TIMEOUT },
+    { "op", required_argument, NULL, OPT_OP },
+    { "help", no_argument, NULL, 'h' },
+    { "version", no_argument, NULL, OPT_VERSION },
+    { "url", required_argument, NULL, 'u' },
+    { "bits", required_argument, NULL, 'b' },
+    { "exit", no_argument, NULL, 'x' },
+    { "limit", required_argument, NULL, 'n' },
+    { "follow", no_argument, NULL, 'f' },
+    { NULL, 0, NULL, 0 },
+};
+
+static const struct {
+    char letter;
+    const char *text;
+} option_help[] = {
+    { 'u', "  --url URL      connection string of the database's owner; default: PGHOST, PGDATABASE, ...\n"
+           "                 as libpq reads them, or the string in the file that KMS_DATABASE_URL_FILE names" },
+    { 'b', "  --bits N       size of the static RSA key: 2048, 3072 (default) or 4096" },
+    { 'x', "  --exit         finish what is under way, then end the server" },
+    { 'n', "  --limit N      at most so many entries (default 20, at most 1000)" },
+    { 'f', "  --follow       go on with new entries as they are made" },
+};
+
+static const struct command commands[] = {
+    { "status", "", 0, 0, "", "is the server fit to serve, and what is it doing", run_status },
+    { "database migrate", "", 0, 0, "u", "make or upgrade the schema; needs no running server",
+      run_database_migrate },
+    { "database status", "", 0, 0, "u", "the schema's version and what is to be applied",
+      run_database_status },
+    { "hsm init", "", 0, 0, "b", "make the keys that the token does not have yet", run_hsm_init },
+    { "hsm status", "", 0, 0, "", "the token, its keys, what it can do", run_hsm_status },
+    { "org add", "NAME", 1, 1, "", "add an organisation, named as tokens name it", run_org_add },
+    { "org list", "", 0, 0, "", "all organisations", run_org_list },
+    { "org show", "NAME", 1, 1, "", "one organisation and its figures", run_org_show },
+    { "org suspend", "NAME", 1, 1, "", "refuse every request of it, until resumed", run_org_suspend },
+    { "org resume", "NAME", 1, 1, "", "serve it again", run_org_resume },
+    { "key show", "ID", 1, 1, "", "what is known of a content key, but not the key", run_key_show },
+    { "resource show", "ID", 1, 1, "", "a resource, its authorisations, the number of its keys",
+      run_resource_show },
+    { "audit tail", "[ORG]", 0, 1, "nf", "the last entries of an organisation's log, or the installation's own",
+      run_audit_tail },
+    { "log level", "[LEVEL]", 0, 1, "", "tell or set: error, warn, info, debug", run_log_level },
+    { "reload", "", 0, 0, "", "read the configuration again, dropping no connection", run_reload },
+    { "drain", "", 0, 0, "x", "take no new connections", run_drain },
+    { "config sample", "", 0, 0, "", "print a configuration with every setting explained",
+      run_config_sample },
+    { "config check", "[FILE]", 0, 1, "", "tell everything that is wrong in a configuration",
+      run_config_check },
+    { "completion bash", "", 0, 0, "", "print a completion script for bash", run_completion },
+};
+#define COMMANDS (sizeof(commands) / sizeof(commands[0]))
+
+/* The first word, for the first command that has it. */
+static size_t
+first_word(const char *words)
+{
+    return strcspn(words, " ");
+}
+
+static bool
+is_new_group(size_t i)
+{
+    size_t n = first_word(commands[i].words);
+
+    return i == 0 || strncmp(commands[i].words, commands[i - 1].words, n + 1) != 0;
+}
+
+static int
+run_completion(struct ctl *ctl, int argc, char **argv)
+{
+    puts("# bash completion for kmsctl; made by: kmsctl completion bash\n"
+         "_kmsctl()\n"
+         "{\n"
+         "    local cur=${COMP_WORDS[COMP_CWORD]} words= i\n"
+         "    for ((i = 1; i < COMP_CWORD; i++)); do\n"
+         "        case ${COMP_WORDS[i]} in");
+    fputs("        ", stdout);
+    for (size_t i = 0, n = 0; options[i].name != NULL; i++) {
+        if (options[i].has_arg == required_argument)
+            printf("%s--%s", n++ > 0 ? " | " : "", options[i].name);
+    }
+    puts(") ((i++)) ;;\n"
+         "        -*) ;;\n"
+         "        *) words+=\"${words:+ }${COMP_WORDS[i]}\" ;;\n"
+         "        esac\n"
+         "    done\n"
+         "    if [[ $cur == -* ]]; then");
+    fputs("        set --", stdout);
+    for (size_t i = 0; options[i].name != NULL; i++)
+        printf(" --%s", options[i].name);
+    fputs("\n        COMPREPLY=($(compgen -W \"$*\" -- \"$cur\"))\n"
+          "        return\n"
+          "    fi\n"
+          "    case $words in\n"
+          "    \"\") set --",
+          stdout);
+    for (size_t i = 0; i < COMMANDS; i++) {
+        if (is_new_group(i))
+            printf(" %.*s", (int)first_word(commands[i].words), commands[i].words);
+    }
+    puts(" ;;");
+    for (size_t i = 0; i < COMMANDS; i++) {
+        size_t n = first_word(commands[i].words);
+
+        if (commands[i].words[n] == '\0')
+            continue;
+        if (is_new_group(i))
+            printf("    %.*s) set --", (int)n, commands[i].words);
+        printf(" %s", commands[i].words + n + 1);
+        if (i + 1 == COMMANDS || is_new_group(i + 1))
+            puts(" ;;");
+    }
+    puts("    \"log level\") set -- error warn info debug ;;\n"
+         "    *) set -- ;;\n"
+         "    esac\n"
+         "    COMPREPLY=($(compgen -W \"$*\" -- \"$cur\"))\n"
+         "}\n"
+         "complete -o default -F _kmsctl kmsctl");
+    return EXIT_OK;
+}
+
+static void
+print_help(FILE *out)
+{
+    fputs("usage: kmsctl [OPTION...] COMMAND\n\n", out);
+    for (size_t i = 0; i < COMMANDS; i++) {
+        char line[64];
+
+        snprintf(line, sizeof(line), "%s %s", commands[i].words, commands[i].args);
+        fprintf(out, "  %-21s %s\n", line, commands[i].help);
+    }
+    fputs("\n"
+          "  --socket PATH  the admin socket; default: KMS_ADMIN_SOCKET, else what the\n"
+          "                 configuration says\n"
+          "  --config FILE  default: " CONFIG_FILE "\n"
+          "  --json         for programs: one line of JSON\n"
+          "  --timeout S    wait at most so long (default 30 seconds)\n"
+          "  --op UUID      repeat a command whose outcome was not known, safely\n"
+          "  --help         of a command, after its words\n"
+          "\n"
+          "Exit status: 0 done, 1 refused or failed, 2 wrong usage, 3 the server cannot be reached.\n",
+          out);
+}
+
+static void
+print_command_help(const struct command *c)
+{
+    printf("usage: kmsctl %s%s%s%s\n\n%s\n", c->words, c->args[0] != '\0' ? " " : "", c->args,
+           c->options[0] != '\0' ? " [OPTION...]" : "", c->help);
+    if (c->options[0] != '\0')
+        putchar('\n');
+    for (size_t i = 0; i < sizeof(option_help) / sizeof(option_help[0]); i++) {
+        if (strchr(c->options, option_help[i].letter) != NULL)
+            puts(option_help[i].text);
+    }
+}
+
+/* The command whose words argv begins with; *used: how many of them. */
+static const struct command *
+find_command(int argc, char **argv, int *used)
+{
+    for (size_t i = 0; i < COMMANDS; i++) {
+        const char *words = commands[i].words;
+        size_t n = first_word(words);
+
+        if (argc < 1 || strlen(argv[0]) != n || strncmp(argv[0], words, n) != 0)
+            continue;
+        *used = 1;
+        if (words[n] == '\0')
+            return &commands[i];
+        *used = 2;
+        if (argc > 1 && strcmp(argv[1], words + n + 1) == 0)
+            return &commands[i];
+    }
+    return NULL;
+}
+
+static bool
+parse_number(const char *text, long long min, long long max, long long *out)
+{
+    char *end;
+
+    errno = 0;
+    *out = strtoll(text, &end, 10);
+    return errno == 0 && end != text && *end == '\0' && *out >= min && *out <= max;
+}
+
+/* Options may stand anywhere.  given: the letters of the command's own ones.  False: complained. */
+static bool
+parse_options(struct ctl *ctl, int argc, char **argv, bool *help, char *given)
+{
+    struct uuid id;
+    long long n;
+    int opt;
+
+    while ((opt = getopt_long(argc, argv, "hj", options, NULL)) != -1) {
+        switch (opt) {
+        case OPT_SOCKET:
+            free(ctl->socket);
+            ctl->socket = strdup(optarg);
+            break;
+        case OPT_CONFIG:
+            ctl->config = optarg;
+            break;
+        case 'j':
+            ctl->json = true;
+            break;
+        case OPT_TIMEOUT:
+            if (!parse_number(optarg, 1, 3600, &n)) {
+                complain("--timeout: \"%s\" is not a number of seconds, 1 to 3600", optarg);
+                return false;
+            }
+            ctl->timeout_ms = n * 1000;
+            break;
+        case OPT_OP:
+            if (uuid_parse(&id, optarg, strlen(optarg)) != KMS_OK) {
+                complain("--op: \"%s\" is not a UUID", optarg);
+                return false;
+            }
+            ctl->op = optarg;
+            break;
+        case 'h':
+            *help = true;
+            break;
+        case OPT_VERSION:
+            puts(PACKAGE_STRING);
+            exit(EXIT_OK);
+        case 'u':
+            ctl->url = optarg;
+            break;
+        case 'b':
+            if (!parse_number(optarg, 2048, 4096, &ctl->bits) || ctl->bits % 1024 != 0) {
+                complain("--bits: \"%s\" is not 2048, 3072 or 4096", optarg);
+                return false;
+            }
+            break;
+        case 'x':
+            ctl->exit = true;
+            break;
+        case 'n':
+            if (!parse_number(optarg, 1, 1000, &ctl->limit)) {
+                complain("--limit: \"%s\" is not a number from 1 to 1000", optarg);
+                return false;
+            }
+            break;
+        case 'f':
+            ctl->follow = true;
+            break;
+        default:
+            return false; /* getopt has complained */
+        }
+        if (strchr("ubxnf", opt) != NULL)
+            given[strlen(given)] = (char)opt;
+    }
+    return true;
+}
+
+int
+main(int argc, char **argv)
+{
+    struct ctl ctl = { .timeout_ms = 30000, .bits = 3072, .limit = 20 };
+    const struct command *c;
+    char *given = calloc((size_t)argc + 1, 1);
+    bool help = false;
+    int used = 0, status = EXIT_USAGE;
+
+    kms_json_init();
+    if (given == NULL || !parse_options(&ctl, argc, argv, &help, given))
+        goto out;
+    argc -= optind;
+    argv += optind;
+    c = find_command(argc, argv, &used);
+    if (c == NULL && help) {
+        print_help(stdout);
+        status = EXIT_OK;
+        goto out;
+    }
+    if (c == NULL) {
+        if (argc > 0)
+            complain("there is no command \"%s%s%s\"", argv[0], argc > 1 ? " " : "",
+                     argc > 1 ? argv[1] : "");
+        print_help(stderr);
+        goto out;
+    }
+    if (help) {
+        print_command_help(c);
+        status = EXIT_OK;
+        goto out;
+    }
+    argc -= used;
+    argv += used;
+    if (argc < c->min || argc > c->max) {
+        complain("usage: kmsctl %s %s", c->words, c->args);
+        goto out;
+    }
+    if (strspn(given, c->options) != strlen(given)) {
+        complain("%s does not take that option; see kmsctl %s --help", c->words, c->words);
+        goto out;
+    }
+    status = c->run(&ctl, argc, argv);
+    if (fflush(stdout) != 0 || ferror(stdout)) {
+        complain("cannot write: %s", strerror(errno));
+        status = EXIT_REFUSED;
+    }
+out:
+    free(ctl.socket);
+    free(given);
+    return status;
+}

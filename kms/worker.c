@@ -1,0 +1,419 @@
+/* worker.c - the worker process: makes its modules, runs the loop, reloads, drains. */
+#include "kms/worker.h"
+
+#include <errno.h>
+#include <openssl/pem.h>
+#include <openssl/x509.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <time.h>
+
+#include "hsm/hsm.h"
+#include "hsm/log.h"
+#include "kms/channel.h"
+#include "kms/db.h"
+#include "kms/harden.h"
+#include "kms/orgs.h"
+#include "kms/post.h"
+#include "kms/rate.h"
+#include "kms/refusal.h"
+#include "kms/req.h"
+#include "kms/state.h"
+#include "kms/token.h"
+#include "kms/web.h"
+#include "proto/b64.h"
+#include "proto/err.h"
+#include "proto/json.h"
+#include "proto/jwe.h"
+#include "proto/jwk.h"
+#include "proto/secret.h"
+
+#define SECURE_HEAP (4u << 20) /* channels and keys under way, 32 bytes each */
+#define BODY_MAX    (4u << 20) /* protocol section 1 */
+#define RATE_NAMES  16384
+#define DRAIN_TICK  50 /* ms */
+
+static struct event *drain_timer;
+static int64_t drain_deadline;
+
+int64_t
+now_us(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (int64_t)ts.tv_sec * 1000000 + ts.tv_nsec / 1000;
+}
+
+int64_t
+wall_ms(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_REALTIME, &ts);
+    return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+}
+
+/* --- the static key as the world knows it
+ * ------------------------------------------------------------------------------- */
+
+/* The JWK that clients check (protocol section 1): n, e, kid, and the chain as x5c. */
+static int
+static_jwk(struct worker *w, json_t **out, FILE *f)
+{
+    unsigned char thumb[JWK_THUMBPRINT_LEN], *der = NULL;
+    char text[B64URL_LEN(JWK_THUMBPRINT_LEN) + 1] = {0};
+    json_t *jwk = NULL, *x5c = json_array();
+    struct buf one = BUF_INIT, kid = BUF_INIT;
+    X509 *cert;
+    int len, r = KMS_ERR_CONFIG;
+
+    while ((cert = PEM_read_X509(f, NULL, NULL, NULL)) != NULL) {
+        if (jwk == NULL) {
+            EVP_PKEY_free(w->static_public);
+            w->static_public = X509_get_pubkey(cert);
+            jwk = w->static_public != NULL ? jwk_from_public(w->static_public) : NULL;
+        }
+        len = i2d_X509(cert, &der);
+        X509_free(cert);
+        if (len > 0 && b64_put(&one, der, (size_t)len) == KMS_OK)
+            json_array_append_new(x5c, json_string(buf_str(&one)));
+        buf_release(&one);
+        OPENSSL_free(der);
+        der = NULL;
+    }
+    if (jwk == NULL || jwk_thumbprint(thumb, jwk) != KMS_OK)
+        goto out;
+    b64url_encode(text, thumb, sizeof(thumb));
+    if (buf_putf(&kid, "%s/keys/%s", w->cluster, text) != KMS_OK)
+        goto out;
+    free(w->static_kid);
+    if ((w->static_kid = strdup(buf_str(&kid))) == NULL ||
+        json_object_set_new(jwk, "kid", json_string(w->static_kid)) != 0 ||
+        json_object_set(jwk, "x5c", x5c) != 0)
+        goto out;
+    *out = jwk;
+    jwk = NULL;
+    r = KMS_OK;
+out:
+    json_decref(jwk);
+    json_decref(x5c);
+    buf_release(&kid);
+    return r;
+}
+
+static int
+static_load(struct worker *w, const char *path)
+{
+    FILE *f = fopen(path, "re");
+    json_t *jwk = NULL, *answer = NULL;
+    struct buf text = BUF_INIT;
+    int r;
+
+    if (f == NULL)
+        return KMS_ERR_SYSTEM;
+    if ((r = static_jwk(w, &jwk, f)) == KMS_OK && (r = kms_json_put(&text, jwk)) == KMS_OK) {
+        answer = json_pack("{s:s, s:s}", "kmsCluster", w->cluster, "rsaPublicKey", buf_str(&text));
+        buf_release(&text);
+        if ((r = kms_json_put(&text, answer)) == KMS_OK) {
+            free(w->cluster_answer);
+            w->cluster_answer = strdup(buf_str(&text));
+        }
+    }
+    json_decref(answer);
+    json_decref(jwk);
+    buf_release(&text);
+    fclose(f);
+    return r == KMS_OK && w->cluster_answer == NULL ? KMS_ERR_NOMEM : r;
+}
+
+/* Is the certificate's key the one that the token holds? */
+static bool
+static_matches(struct worker *w)
+{
+    const struct hsm_info *info = hsm_get_info(w->hsm);
+    json_t *jwk =
+        jwk_from_rsa(info->static_n, info->static_n_len, info->static_e, info->static_e_len);
+    unsigned char thumb[JWK_THUMBPRINT_LEN];
+    char text[B64URL_LEN(JWK_THUMBPRINT_LEN) + 1] = {0};
+    bool same = false;
+
+    if (jwk != NULL && jwk_thumbprint(thumb, jwk) == KMS_OK) {
+        b64url_encode(text, thumb, sizeof(thumb));
+        same = strcmp(strrchr(w->static_kid, '/') + 1, text) == 0;
+    }
+    json_decref(jwk);
+    return same;
+}
+
+/* --- readiness
+ * ------------------------------------------------------------------------------------------------------------
+ */
+
+static void
+hsm_changed(void *ctx, bool ready)
+{
+    struct worker *w = ctx;
+
+    if (ready && !static_matches(w)) {
+        log_error(
+            "the static certificate is not of the key in this token; issue one for the public key"
+            " that kmsctl hsm status shows, and reload",
+            "kid", w->static_kid, NULL);
+        ready = false;
+    }
+    atomic_store(&w->own->hsm_ready, ready);
+    log_info(ready ? "hsm ready" : "hsm away", NULL);
+}
+
+static void
+db_changed(void *ctx, bool ready)
+{
+    struct worker *w = ctx;
+
+    atomic_store(&w->own->db_ready, ready);
+    log_info(ready ? "database ready" : "database away", NULL);
+}
+
+static void
+db_room(void *ctx)
+{
+    struct worker *w = ctx;
+
+    state_flush(w->state);
+}
+
+/* Once a second: what has no event of its own. */
+static void
+second(evutil_socket_t fd, short what, void *arg)
+{
+    struct worker *w = arg;
+
+    atomic_store(&w->own->keys_ready, tokens_ready(w->tokens));
+    count_set(CT_SECURE_HEAP_USED, CRYPTO_secure_used());
+}
+
+/* --- signals
+ * ----------------------------------------------------------------------------------------------------------------
+ */
+
+static void
+limits_of(struct web_limits *l, const struct config *c)
+{
+    l->connections = c->connections;
+    l->connections_source = c->connections_source;
+    l->handshakes = c->handshakes;
+    l->handshake_timeout = c->handshake_timeout;
+    l->head_timeout = c->head_timeout;
+    l->body_timeout = c->body_timeout;
+    l->answer_timeout = c->answer_timeout;
+    l->idle_timeout = c->idle_timeout;
+    l->body_max = BODY_MAX;
+}
+
+/* The parent has checked the file; it is read again here and taken as a whole or not at all. */
+static void
+reload(evutil_socket_t sig, short what, void *arg)
+{
+    struct worker *w = arg;
+    struct config *next = NULL, *old = w->cfg;
+    struct web_limits limits;
+    SSL_CTX *tls = NULL;
+    const char *why = NULL;
+    char *kid = NULL;
+
+    if (config_read(&next, w->config_path, stderr) != KMS_OK ||
+        strcmp(next->domain, old->domain) != 0 || web_tls_new(&tls, next, &why) != KMS_OK) {
+        log_error("reload refused; the old configuration stays", "why",
+                  why != NULL ? why : "see kmsd --check-config; the domain cannot change", NULL);
+        config_free(next);
+        return;
+    }
+    kid = strdup(w->static_kid);
+    if (static_load(w, next->static_certificate) != KMS_OK)
+        log_error("the static certificate could not be read", "file", next->static_certificate,
+                  NULL);
+    if (kid == NULL || strcmp(kid, w->static_kid) != 0) {
+        /* Signed answers name the old kid. */
+        refusals_free(w->refusals);
+        if ((w->refusals = refusals_new(w)) == NULL)
+            abort();
+    }
+    free(kid);
+    limits_of(&limits, next);
+    web_reload(w->web, tls, &limits);
+    SSL_CTX_free(tls);
+    w->cfg = next;
+    tokens_reload(w->tokens, next);
+    rate_set(w->by_source, next->rate_source);
+    rate_set(w->by_subject, next->rate_subject);
+    rate_set(w->by_open, next->rate_open);
+    config_free(old);
+    if (hsm_ready(w->hsm))
+        hsm_changed(w, true);
+    log_info("reloaded", NULL);
+}
+
+static void
+drain_tick(evutil_socket_t fd, short what, void *arg)
+{
+    struct worker *w = arg;
+
+    if (web_open(w->web) == 0 && req_count(w) == 0) {
+        event_base_loopbreak(w->base);
+    } else if (now_us() > drain_deadline) {
+        log_warn("drain ends by its deadline", "connections%u",
+                 (unsigned long long)web_open(w->web), "requests%u",
+                 (unsigned long long)req_count(w), NULL);
+        event_base_loopbreak(w->base);
+    }
+}
+
+/* SIGTERM: finish what is under way, then leave. */
+static void
+terminate(evutil_socket_t sig, short what, void *arg)
+{
+    static const struct timeval tick = {0, DRAIN_TICK * 1000};
+    struct worker *w = arg;
+
+    if (drain_deadline != 0)
+        return;
+    atomic_store(&w->own->state, WS_DRAINING);
+    drain_deadline = now_us() + w->cfg->drain * 1000000;
+    web_drain(w->web);
+    event_add(drain_timer, &tick);
+    drain_tick(-1, 0, w);
+}
+
+/* SIGUSR1: no new connections, until we are told to leave. */
+static void
+stop_accepting(evutil_socket_t sig, short what, void *arg)
+{
+    struct worker *w = arg;
+
+    atomic_store(&w->own->state, WS_DRAINING);
+    web_drain(w->web);
+}
+
+static int
+on_signal(struct worker *w, int sig, event_callback_fn fn)
+{
+    struct event *e = evsignal_new(w->base, sig, fn, w);
+
+    return e != NULL && event_add(e, NULL) == 0 ? KMS_OK : KMS_ERR_NOMEM;
+}
+
+static void
+event_log(int severity, const char *msg)
+{
+    if (severity >= EVENT_LOG_WARN)
+        log_warn("libevent", "text", msg, NULL);
+}
+
+/* --- the process
+ * ------------------------------------------------------------------------------------------------------------
+ */
+
+static int
+worker_open(struct worker *w, int listen_fd)
+{
+    struct web_limits limits;
+    struct event_config *ec = event_config_new();
+    SSL_CTX *tls = NULL;
+    const char *why = NULL;
+    struct buf cluster = BUF_INIT;
+    static const struct timeval a_second = {1, 0};
+    struct event *tick;
+    int r;
+
+    if (ec == NULL)
+        return KMS_ERR_NOMEM;
+    w->base = event_base_new_with_config(ec);
+    event_config_free(ec);
+    if (w->base == NULL || event_base_priority_init(w->base, PRIO_N) != 0 ||
+        buf_putf(&cluster, "kms://%s", w->cfg->domain) != KMS_OK ||
+        (w->cluster = strdup(buf_str(&cluster))) == NULL)
+        return KMS_ERR_NOMEM;
+    buf_release(&cluster);
+    if ((r = static_load(w, w->cfg->static_certificate)) != KMS_OK) {
+        log_error("the static certificate could not be read", "file", w->cfg->static_certificate,
+                  "why", kms_strerror(r), NULL);
+        return r;
+    }
+    if ((r = web_tls_new(&tls, w->cfg, &why)) != KMS_OK) {
+        log_error("TLS could not be set up", "why", why, NULL);
+        return r;
+    }
+    limits_of(&limits, w->cfg);
+    if ((w->state = state_new(w)) == NULL || (w->posts = posts_new(w)) == NULL ||
+        (w->channels = channels_new(w, (size_t)w->cfg->channel_cache)) == NULL ||
+        (w->orgs = orgs_new(w)) == NULL || (w->refusals = refusals_new(w)) == NULL ||
+        (w->by_source = rate_new(w->cfg->rate_source, RATE_NAMES)) == NULL ||
+        (w->by_subject = rate_new(w->cfg->rate_subject, RATE_NAMES)) == NULL ||
+        (w->by_open = rate_new(w->cfg->rate_open, 1)) == NULL ||
+        (w->tokens = tokens_new(w->base, w->cfg)) == NULL ||
+        (w->hsm = hsm_new(w->base, w->cfg->hsm_socket, (int)w->cfg->hsm_deadline * 1000)) == NULL ||
+        (w->db = db_new(w->base, w->cfg->worker_url, (int)w->cfg->db_connections, state_statements,
+                        SC_STATEMENTS, (int)w->cfg->db_deadline * 1000,
+                        w->cfg->db_require_durable)) == NULL ||
+        (w->web = web_new(w->base, listen_fd, tls, &limits, post_handle, w)) == NULL ||
+        (drain_timer = event_new(w->base, -1, EV_PERSIST, drain_tick, w)) == NULL ||
+        (tick = event_new(w->base, -1, EV_PERSIST, second, w)) == NULL ||
+        event_add(tick, &a_second) != 0 || on_signal(w, SIGTERM, terminate) != KMS_OK ||
+        on_signal(w, SIGHUP, reload) != KMS_OK || on_signal(w, SIGUSR1, stop_accepting) != KMS_OK)
+        return KMS_ERR_NOMEM;
+    SSL_CTX_free(tls);
+    hsm_on_change(w->hsm, hsm_changed, w);
+    db_on_change(w->db, db_changed, w);
+    db_on_room(w->db, db_room, w);
+    second(-1, 0, w);
+    return KMS_OK;
+}
+
+int
+worker_main(struct config *cfg, struct shared *sh, unsigned number, int listen_fd,
+            const char *config_path)
+{
+    struct worker *w = calloc(1, sizeof(*w));
+    bool cut;
+    int r;
+
+    if (w == NULL)
+        return 1;
+    w->cfg = cfg;
+    w->config_path = config_path;
+    w->shared = sh;
+    w->own = &sh->worker[number];
+    shared_own(w->own);
+    event_set_log_callback(event_log);
+    kms_json_init();
+    if ((r = secret_heap_init(SECURE_HEAP)) == KMS_ERR_LIMIT)
+        log_warn(
+            "memory for keys cannot be locked: raise RLIMIT_MEMLOCK (LimitMEMLOCK=) so that keys"
+            " cannot reach swap",
+            NULL);
+    else if (r != KMS_OK) {
+        log_error("no memory for keys", "why", kms_strerror(r), NULL);
+        return 1;
+    }
+    if (worker_open(w, listen_fd) != KMS_OK)
+        return 1;
+    if ((r = harden_worker()) != KMS_OK)
+        log_warn("the worker could not be confined", "why", kms_strerror(r), NULL);
+    atomic_store(&w->own->state, WS_SERVING);
+    log_info("serving", "listen", cfg->listen, NULL);
+    event_base_dispatch(w->base);
+
+    cut = req_count(w) > 0;
+    atomic_store(&w->own->state, WS_GONE);
+    web_free(w->web);
+    db_free(w->db);
+    hsm_free(w->hsm);
+    tokens_free(w->tokens);
+    channels_free(w->channels);
+    state_free(w->state);
+    log_info("ended", NULL);
+    return cut ? 3 : 0;
+}
