@@ -7,7 +7,6 @@
  */
 #include "kms/admin.h"
 
-#include <config.h> /* of the build; ours is kms/config.h */
 #include <errno.h>
 #include <event2/buffer.h>
 #include <event2/bufferevent.h>
@@ -120,8 +119,8 @@ call_send(struct call *c, json_t *answer)
 {
     struct conn *cn;
     struct buf line = BUF_INIT;
-    bool whole = answer != NULL && kms_json_put(&line, answer) == KMS_OK &&
-                 buf_putc(&line, '\n') == KMS_OK;
+    bool whole =
+        answer != NULL && kms_json_put(&line, answer) == KMS_OK && buf_putc(&line, '\n') == KMS_OK;
 
     LIST_FOREACH(cn, &c->a->conns, entry)
     {

@@ -4,7 +4,6 @@
  * commands[] is the whole of it: words, arguments, options, help and function of each command.  A function that asks the
  * server makes params, calls `ask`, and prints the result as JSON or for people.
  */
-#include <config.h> /* of the build */
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>

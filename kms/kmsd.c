@@ -8,8 +8,6 @@
  * The parent holds no key, no connection and no database session; it only waits for signals.  A
  * child that dies is started again, the first time at once, then with a growing pause.
  */
-#include <build-config.h>
-
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>

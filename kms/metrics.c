@@ -7,7 +7,6 @@
  */
 #include "kms/metrics.h"
 
-#include <config.h> /* of the build */
 #include <inttypes.h>
 #include <jansson.h>
 #include <stdlib.h>
