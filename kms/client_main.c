@@ -387,7 +387,11 @@ run_channel(struct args *a)
 static int
 run_ping(struct args *a)
 {
-    return ask(a, make_request("update", "/ping"), "ping");
+    int r = ask(a, make_request("update", "/ping"), "ping");
+
+    if (r == EXIT_OK && !(a->given & (BIT(OPT_JSON) | BIT(OPT_QUIET))))
+        puts("the server answers");
+    return r;
 }
 
 static int
@@ -805,6 +809,22 @@ take_option(struct args *a, enum option_id id, const char *value)
     }
 }
 
+/* Half a command is answered with the whole ones that begin so. */
+static int
+unknown_command(const char *name)
+{
+    bool known = false;
+    size_t i;
+
+    for (i = 0; i < COUNT(commands); i++) {
+        if (strcmp(commands[i].name, name) == 0) {
+            complain("usage: kms-client %s", commands[i].usage);
+            known = true;
+        }
+    }
+    return known ? EXIT_USAGE : usage_error("%s: no such command", name);
+}
+
 /* -1: go on; else exit with this. */
 static int
 parse_args(struct args *a, int argc, char **argv)
@@ -845,7 +865,7 @@ parse_args(struct args *a, int argc, char **argv)
         }
     }
     if (a->command == NULL)
-        return usage_error("%s: no such command", argv[optind]);
+        return unknown_command(argv[optind]);
     if (a->n_words < a->command->min || a->n_words > a->command->max)
         return usage_error("usage: kms-client %s", a->command->usage);
     for (i = 0; i < COUNT(options) - 1; i++)
