@@ -1,7 +1,6 @@
 /*
  * client_main.c - kms-client: the KMS protocol from a shell.
  */
-#include <config.h> /* of the build, not the one of this folder */
 #include <errno.h>
 #include <getopt.h>
 #include <locale.h>
