@@ -16,7 +16,7 @@ export function http(method, path, body, headers = {}) {
     const data = body === undefined || typeof body === 'string' || Buffer.isBuffer(body) ? body : JSON.stringify(body);
     return new Promise((resolve, reject) => {
         const length = data === undefined ? {} : {'content-type': 'application/json', 'content-length': Buffer.byteLength(data)};
-        const req = https.request(new URL(path, base), {method, agent, headers: {...length, ...headers}}, (res) => {
+        const req = https.request({host: base.hostname, port: base.port, path, method, agent, headers: {...length, ...headers}}, (res) => {
             const parts = [];
             res.on('error', reject).on('data', (d) => parts.push(d)).on('end', () => {
                 const text = Buffer.concat(parts).toString();
