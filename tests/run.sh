@@ -1,0 +1,148 @@
+#!/usr/bin/env bash
+# The one test command, for people and for CI: installs what a fresh Debian 12 lacks, builds, and runs every suite.
+#
+#   tests/run.sh              everything
+#   tests/run.sh SUITE ...    some of: build unit clang format sql admin clients faults fuzz bench valgrind
+#   tests/run.sh --list       what there is
+#
+# Each suite brings its own PostgreSQL, SoftHSM token and ports, and ends with a line "N passed, N failed"; so does this.
+# KMS_TEST_DIR keeps builds and logs there instead of a new directory under /tmp.
+set -u
+here=$(cd "$(dirname "$0")" && pwd)
+top=$(dirname "$here")
+suites=(build unit format sql admin clients faults fuzz clang valgrind bench)
+case "${1:-}" in
+-h | --help)
+    sed -n '2,9s/^# \{0,1\}//p' "$0"
+    exit 0
+    ;;
+--list)
+    printf '%s\n' "${suites[@]}"
+    exit 0
+    ;;
+esac
+[ $# -gt 0 ] && suites=("$@")
+
+# What builds, and what only the tests need.
+packages=(gcc make autoconf automake pkg-config libssl-dev libjansson-dev libevent-dev libpq-dev
+    libcurl4-openssl-dev libinih-dev libp11-kit-dev libseccomp-dev libsystemd-dev
+    postgresql-15 softhsm2 openssl curl ca-certificates
+    clang clang-format libclang-rt-14-dev libcriterion-dev libcjose-dev postgresql-15-pgtap
+    libtap-parser-sourcehandler-pgtap-perl opensc valgrind jq xz-utils procps util-linux)
+missing=()
+for p in "${packages[@]}"; do
+    dpkg-query -W -f='${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || missing+=("$p")
+done
+command -v node >/dev/null && command -v npm >/dev/null || missing+=(nodejs npm)
+if [ ${#missing[@]} -gt 0 ]; then
+    echo "Installing: ${missing[*]}"
+    sudo=
+    if [ "$(id -u)" != 0 ]; then
+        sudo=$(command -v sudo) || {
+            echo "These packages are missing, and only root can install them: apt-get install ${missing[*]}"
+            exit 1
+        }
+    fi
+    export DEBIAN_FRONTEND=noninteractive
+    { $sudo apt-get update -q && $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}"; } >/tmp/kms-test-packages.$$ 2>&1 || {
+        tail -20 /tmp/kms-test-packages.$$
+        exit 1
+    }
+    rm -f /tmp/kms-test-packages.$$
+fi
+
+dir=${KMS_TEST_DIR:-$(mktemp -d /tmp/kms-test.XXXXXX)}
+mkdir -p "$dir/logs"
+chmod 755 "$dir"
+jobs=$(nproc)
+passed=0 failed=0
+broken=()
+
+# Suites find the plain build (what is shipped) and the developer build (sanitizers) here.
+export KMS_BUILD_DIR="$dir/build" KMS_DEVELOPER_DIR="$dir/developer"
+
+configured() { # DIR ARGS...: a build directory, configured once
+    local d=$1
+    shift
+    [ -x "$top/configure" ] && [ "$top/configure" -nt "$top/configure.ac" ] || (cd "$top" && ./autogen.sh) || return 1
+    [ -f "$d/Makefile" ] || { mkdir -p "$d" && (cd "$d" && "$top/configure" -q "$@"); }
+}
+
+# The numbers of an automake run: every test program is one, each of its cases is counted by its own summary.
+check_counts() { # LOGDIR: prints "P F"
+    cat "$1"/*.log 2>/dev/null | awk '
+        /Synthesis: Tested:/ { gsub(/[|:]/, " ")
+            for (i = 1; i < NF; i++) { if ($i == "Passing") p += $(i + 1)
+                if ($i == "Failing") f += $(i + 1); if ($i == "Crashing") f += $(i + 1) } }
+        END { printf "%d %d\n", p, f }'
+}
+
+suite_build() {
+    configured "$KMS_BUILD_DIR" CFLAGS="-O2 -g -Werror" && make -s -C "$KMS_BUILD_DIR" -j"$jobs" all || return 1
+    configured "$KMS_DEVELOPER_DIR" --enable-developer && make -s -C "$KMS_DEVELOPER_DIR" -j"$jobs" all || return 1
+    make -s -C "$KMS_BUILD_DIR" install DESTDIR="$dir/install" >/dev/null || return 1
+    (cd "$KMS_BUILD_DIR" && make -s dist >/dev/null && mkdir -p "$dir/dist" && tar -xJf kms-server-*.tar.xz -C "$dir/dist") || return 1
+    echo "4 passed, 0 failed"
+}
+suite_unit() {
+    configured "$KMS_DEVELOPER_DIR" --enable-developer || return 1
+    local r=0 n
+    make -s -C "$KMS_DEVELOPER_DIR" -j"$jobs" check || r=1
+    n=$(check_counts "$KMS_DEVELOPER_DIR/tests/unit")
+    [ $r = 0 ] || grep -lE '^(FAIL|ERROR)|Failing: [1-9]|Crashing: [1-9]' "$KMS_DEVELOPER_DIR"/tests/unit/*.log | while read -r l; do echo "== $l"; tail -40 "$l"; done
+    set -- $n
+    [ "$1" -gt 0 ] || r=1
+    [ $r = 0 ] || [ "$2" -gt 0 ] || set -- "$1" 1
+    echo "$1 passed, $2 failed"
+    return $r
+}
+suite_clang() {
+    configured "$dir/clang" --enable-developer CC=clang && make -s -C "$dir/clang" -j"$jobs" all || return 1
+    echo "1 passed, 0 failed"
+}
+suite_format() {
+    local p=0 f=0 bad
+    bad=$(cd "$top" && git ls-files '*.c' '*.h' | xargs -r clang-format --dry-run 2>&1 | grep -c 'warning: code should be') || true
+    if [ "$bad" = 0 ]; then p=$((p + 1)); else f=$((f + 1)); echo "clang-format would change $bad places; run: make format"; fi
+    # One door for JSON; jansson's other loaders and its lax flags stay out.
+    bad=$(cd "$top" && git grep -nE 'json_load|JSON_ALLOW_NUL|JSON_DISABLE_EOF_CHECK' -- kms hsm proto sql | grep -v '^proto/json.c:')
+    if [ -z "$bad" ]; then p=$((p + 1)); else f=$((f + 1)); echo "JSON is read by proto/json.c alone:"; echo "$bad"; fi
+    # The three folders know nothing of each other, nor of kms/.
+    bad=$(cd "$top" && { git grep -nE '#include "(kms|hsm|sql)/' -- proto; git grep -nE '#include "(kms|sql)/' -- hsm; git grep -nE '#include "proto/' -- hsm sql | grep -v '"proto/err.h"'; git grep -nE '#include "(kms|hsm)/' -- sql; } )
+    if [ -z "$bad" ]; then p=$((p + 1)); else f=$((f + 1)); echo "Folders that must not know each other:"; echo "$bad"; fi
+    echo "$p passed, $f failed"
+    [ $f = 0 ]
+}
+script() { [ -x "$here/$1/run.sh" ] && "$here/$1/run.sh" "${@:2}"; }
+suite_sql() { script sql; }
+suite_admin() { script admin; }
+suite_clients() { script clients; }
+suite_faults() { script faults --short; }
+suite_fuzz() { script fuzz 5; }
+suite_valgrind() { script valgrind; }
+suite_bench() { script bench --short; }
+
+for s in "${suites[@]}"; do
+    declare -F "suite_$s" >/dev/null || { echo "no suite $s; see --list"; exit 2; }
+    echo "=== $s"
+    begun=$SECONDS
+    log=$dir/logs/$s.log
+    if "suite_$s" >"$log" 2>&1; then ok=1; else ok=0; fi
+    line=$(grep -E '^[0-9]+ passed, [0-9]+ failed' "$log" | tail -1)
+    p=$(echo "${line:-0 passed}" | sed 's/ passed.*//')
+    f=$(echo "${line:-x, 0 failed}" | sed 's/.*, \([0-9]*\) failed.*/\1/')
+    # A suite that counts nothing, or fails without saying so, has failed.
+    if [ $ok = 0 ] && [ "$f" = 0 ] || [ -z "$line" ]; then f=$((f + 1)); fi
+    if [ "$f" -gt 0 ]; then
+        broken+=("$s")
+        tail -n 60 "$log"
+    elif [ "$s" = bench ]; then
+        grep -vE '^$' "$log" | tail -n 40
+    fi
+    passed=$((passed + p)) failed=$((failed + f))
+    echo "    $p passed, $f failed, $((SECONDS - begun)) s"
+done
+[ ${#broken[@]} = 0 ] || echo "Failed: ${broken[*]}; logs: $dir/logs"
+[ ${#broken[@]} -gt 0 ] || [ -n "${KMS_TEST_DIR:-}" ] || rm -rf "$dir"
+echo "$passed passed, $failed failed"
+[ "$failed" = 0 ]
