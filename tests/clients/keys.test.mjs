@@ -190,7 +190,7 @@ test('ttl: 0 is for ever, outside of the range is 400 naming the range', async (
         assert.equal(answer.status, 400, `ttl ${ttl}: ${JSON.stringify(answer)}`);
     }
     const {reason} = refused(await a.create('/resources', {keyUris: [k2.uri], ttl: 1e15}), 400002);
-    const [min, max] = (reason.match(/\d+/g) ?? []).map(Number);
+    const [min, max] = (reason.match(/\d+/g) ?? []).map(Number).slice(-2);
     assert.ok(min > 0 && max > min, `names the range: ${reason}`);
     if (min > 1) refused(await a.create('/resources', {keyUris: [k2.uri], ttl: min - 1}), 400002);
     refused(await a.create('/resources', {keyUris: [k2.uri], ttl: max + 1}), 400002);

@@ -2,13 +2,15 @@
 import assert from 'node:assert/strict';
 import {execFileSync} from 'node:child_process';
 import {randomBytes, X509Certificate} from 'node:crypto';
+import {once} from 'node:events';
 import {mkdtempSync, readFileSync, rmSync} from 'node:fs';
+import {createServer} from 'node:http';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import {test} from 'node:test';
 import {cluster} from './lib/env.mjs';
 import {User, officer} from './lib/tokens.mjs';
-import {randomId, server} from './lib/kms.mjs';
+import {post, randomId, server} from './lib/kms.mjs';
 import {caroots, sdk, spy} from './lib/webex.mjs';
 
 const people = (n) => Array.from({length: n}, () => sdk(new User()));
@@ -263,6 +265,31 @@ test('refusals in a batch reach their own requests', async () => {
     assert.deepEqual(results.map((r) => r.reason?.status ?? 200), [...Array(10).fill(200), 403, 404]);
     assert.deepEqual(user.posts, [12]);
     assert.deepEqual(user.push.errors, []);
+});
+
+/* inside of another service's API */
+test('a messaging service carries kmsMessage there and back, and a refusal too', async () => {
+    /* It cannot read what it carries; a KMS refusal becomes its own error 1900000, as the Webex cloud has it. */
+    const service = createServer(async (req, res) => {
+        const body = JSON.parse(Buffer.concat(await req.toArray()));
+        const [kmsMessage] = await post([body.kmsMessage]);
+        const error = {errorCode: 1900000, message: kmsMessage, errors: [{description: kmsMessage}]};
+        res.writeHead(body.refuse ? 400 : 200, {'content-type': 'application/json'}).end(JSON.stringify(body.refuse ? error : {kmsMessage}));
+    }).listen(0, '127.0.0.1');
+    await once(service, 'listening');
+    const me = sdk(new User(), {services: {conversation: `http://127.0.0.1:${service.address().port}/api`}});
+    const call = (kmsMessage, refuse) => me.webex.request({method: 'POST', service: 'conversation', resource: 'conversations', body: {kmsMessage, refuse}});
+    const [key] = await me.kms.createUnboundKeys({count: 1});
+    const {body} = await call({method: 'create', uri: '/resources', userIds: [mccoy.user.sub], keyUris: [key.uri]});
+    assert.equal(body.kmsMessage.status, 201);
+    assert.equal((await mccoy.kms.fetchKey({uri: key.uri})).uri, key.uri);
+    await assert.rejects(call({method: 'create', uri: '/resources', keyUris: ['kms://fakeuri']}, true), (e) => {
+        assert.equal(e.constructor.name, 'DryError');
+        assert.match(e.message, /KMS_RESPONSE_STATUS: 4\d\d/);
+        assert.match(e.message, /KMS_REQUEST_ID: ./);
+        return true;
+    });
+    service.close().closeAllConnections();
 });
 
 /* the unhappy way */

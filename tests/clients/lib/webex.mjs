@@ -22,12 +22,12 @@ const quiet = Object.fromEntries(['error', 'warn', 'log', 'info', 'debug', 'trac
 
 /*
  * A signed-in user with a device.  encryption: of its configuration.  token: what the token service hands out.
- * posts: how many messages each POST had.  trace: every request that was prepared.  push.delay: milliseconds.
+ * services: more of the catalogue, by name.  posts: how many messages each POST had.  trace: every request that was prepared.  push.delay: milliseconds.
  */
-export function sdk(user, {encryption = {}, token = () => user.token()} = {}) {
+export function sdk(user, {encryption = {}, services: more = {}, token = () => user.token()} = {}) {
     const config = {
         encryption: {caroots, ...encryption},
-        services: {discovery: {}, override: {encryption: new URL('/encryption/api/v1', base).href}},
+        services: {discovery: {}, override: {encryption: new URL('/encryption/api/v1', base).href, ...more}},
         metrics: {enabled: false},
     };
     const webex = new WebexCore({config});
