@@ -887,8 +887,8 @@ client_close(struct client *c)
         return KMS_OK;
     if ((request = json_pack("{s:s,s:s}", "method", "delete", "uri", c->channel)) == NULL)
         return no_memory(c);
-    if ((r = round_trip(c, &request, 1, false, &answer)) == KMS_OK && status_of(answer) / 100 != 2 &&
-        code_of(answer) != KMS_CODE_RESET)
+    if ((r = round_trip(c, &request, 1, false, &answer)) == KMS_OK &&
+        status_of(answer) / 100 != 2 && code_of(answer) != KMS_CODE_RESET)
         r = refused(c, answer);
     json_decref(request);
     json_decref(answer);

@@ -15,10 +15,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "proto/jwe.h"
 #include "proto/secret.h"
 
-struct buf;
 struct client;
+
+/* Bytes of a content that sealed with jwe_seal_dir is not longer than JWE_MAX. */
+#define CLIENT_CONTENT_MAX (JWE_MAX / 4 * 3 - 1024)
 
 /* All borrowed: must outlive the client. */
 struct client_options {

@@ -3,7 +3,6 @@
  */
 #include <errno.h>
 #include <getopt.h>
-#include <locale.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -25,7 +24,6 @@
 
 #define SECRET_HEAP (64 * 1024)
 #define LIST_MAX    KMS_LIST_MAX
-#define INPUT_MAX   (JWE_MAX / 4 * 3 - 4096) /* of a content that still fits a message */
 
 /* The exit statuses; see the man page. */
 enum { EXIT_OK = 0, EXIT_REFUSED = 1, EXIT_USAGE = 2, EXIT_TROUBLE = 3 };
@@ -542,7 +540,7 @@ run_encrypt(struct args *a)
     struct secret *key = NULL;
     int r;
 
-    if ((r = read_all(file, INPUT_MAX, &plain)) != KMS_OK) {
+    if ((r = read_all(file, CLIENT_CONTENT_MAX, &plain)) != KMS_OK) {
         r = cannot_read(file, r);
     } else if ((r = client_get_key(a->client, uri, &key)) != KMS_OK) {
         r = report(a, r);
@@ -965,7 +963,6 @@ main(int argc, char **argv)
     struct args a = {.timeout = 30, .token = BUF_INIT, .state = BUF_INIT};
     int r;
 
-    setlocale(LC_CTYPE, "");
     signal(SIGPIPE, SIG_IGN);
     kms_json_init();
     if ((r = parse_args(&a, argc, argv)) == -1) {

@@ -1,8 +1,9 @@
 /*
  * msg.h - KMS requests and answers: the JSON objects inside the JOSE (protocol sections 2 to 6).
  *
- * kms_request_parse turns bytes into a checked struct; nothing after it looks at the JSON again.  The answer side
- * builds one object, in the draft's member names, and is the one place where errorCodes become texts.
+ * kms_request_parse turns bytes into a checked struct; nothing after it looks at the JSON again.
+ * The answer side builds one object, in the draft's member names, and is the one place where
+ * errorCodes become texts.
  */
 #ifndef PROTO_MSG_H
 #define PROTO_MSG_H
@@ -49,7 +50,8 @@ enum kms_code {
     KMS_CODE_DATABASE = 503003,
 };
 
-/* A plain sentence for people, without a full stop; static.  "" for a code that is not in the list. */
+/* A plain sentence for people, without a full stop; static.  "" for a code that is not in the list.
+ */
 const char *kms_code_reason(int code);
 
 enum kms_method { KMS_CREATE, KMS_RETRIEVE, KMS_UPDATE, KMS_DELETE };
@@ -67,13 +69,14 @@ enum kms_op {
     OP_RESOURCE_KEYS,         /* retrieve /resources/ID/keys */
     OP_AUTHORIZATIONS_CREATE, /* create   /authorizations */
     OP_AUTHORIZATIONS_LIST,   /* retrieve /resources/ID/authorizations[?authId=] */
-    OP_AUTHORIZATION_DELETE,  /* delete   /authorizations/ID, /resources/ID/authorizations?authId=, /authorizations */
+    OP_AUTHORIZATION_DELETE,  /* delete   /authorizations/ID, /resources/ID/authorizations?authId=,
+                                 /authorizations */
 };
 
 /* An authId: a user, or a resource of this server. */
 struct kms_auth_id {
     bool is_resource;
-    struct uuid resource;         /* when is_resource */
+    struct uuid resource;          /* when is_resource */
     char user[KMS_AUTHID_MAX + 1]; /* otherwise */
 };
 
@@ -81,37 +84,40 @@ struct kms_request {
     enum kms_op op;
     enum kms_method method;
     struct kms_uri uri;
-    json_t *tree;           /* owned: what the strings below are borrowed from */
+    json_t *tree;             /* owned: what the strings below are borrowed from */
     const json_t *request_id; /* string or integer, echoed as it is; NULL: could not be read */
-    const char *client_id;  /* "" when absent */
-    const char *bearer;     /* NULL when absent */
+    const char *client_id;    /* "" when absent */
+    const char *bearer;       /* NULL when absent */
     const char *on_behalf_of; /* NULL when absent */
-    EVP_PKEY *jwk;          /* owned: OP_CHANNEL_CREATE */
-    int count;              /* OP_KEYS_CREATE: 1..100; OP_RESOURCE_KEYS: 0 = all */
-    int anonymous;          /* how many; 0 none */
-    int64_t ttl;            /* seconds; 0 for ever; -1 absent */
+    EVP_PKEY *jwk;            /* owned: OP_CHANNEL_CREATE */
+    int count;                /* OP_KEYS_CREATE: 1..100; OP_RESOURCE_KEYS: 0 = all */
+    int anonymous;            /* how many; 0 none */
+    int64_t ttl;              /* seconds; 0 for ever; -1 absent */
     bool has_resource;
-    struct uuid resource;   /* resourceUri, or the URI's own ID where it names a resource */
-    struct uuid *keys;      /* owned: keyUris */
+    struct uuid resource; /* resourceUri, or the URI's own ID where it names a resource */
+    struct uuid *keys;    /* owned: keyUris */
     size_t n_keys;
-    struct kms_auth_id *auth_ids; /* owned: authIds before userIds; the URI's authId where there is one.  Without doubles. */
+    struct kms_auth_id *auth_ids; /* owned: authIds before userIds; the URI's authId where there is
+                                     one.  Without doubles. */
     size_t n_auth_ids;
-    int64_t bound_after;    /* milliseconds since 1970; INT64_MIN: absent.  Inclusive. */
-    int64_t bound_before;   /* INT64_MAX: absent.  Exclusive. */
-    bool by_uri;            /* OP_AUTHORIZATION_DELETE: uri.id names the authorisation */
+    int64_t bound_after;  /* milliseconds since 1970; INT64_MIN: absent.  Inclusive. */
+    int64_t bound_before; /* INT64_MAX: absent.  Exclusive. */
+    bool by_uri;          /* OP_AUTHORIZATION_DELETE: uri.id names the authorisation */
 };
 
 /*
- * Parses and checks a request of domain.  Returns KMS_CODE_OK, or the errorCode to refuse it with (400001: not JSON or not an
- * object; 400002; 400003: a jwk of another kind; 404001: another domain or not a UUID; 503001: out of memory), with *why a static text naming the
- * member.  In every case req is initialised, holds what could be read (request_id, client_id, bearer, on_behalf_of) and must be
- * given to kms_request_release.
+ * Parses and checks a request of domain.  Returns KMS_CODE_OK, or the errorCode to refuse it with
+ * (400001: not JSON or not an object; 400002; 400003: a jwk of another kind; 404001: another domain
+ * or not a UUID; 503001: out of memory), with *why a static text naming the member.  In every case
+ * req is initialised, holds what could be read (request_id, client_id, bearer, on_behalf_of) and
+ * must be given to kms_request_release.
  */
 int kms_request_parse(struct kms_request *req, const char *text, size_t len, const char *domain,
                       const char **why);
 void kms_request_release(struct kms_request *req);
 
-/* "create", ... ; and the op's name in logs and audit entries: "key.get", "channel.create", ... ; static. */
+/* "create", ... ; and the op's name in logs and audit entries: "key.get", "channel.create", ... ;
+ * static. */
 const char *kms_method_name(enum kms_method m);
 const char *kms_op_name(enum kms_op op);
 
@@ -123,7 +129,8 @@ int kms_date_parse(int64_t *ms, const char *text);
 
 /* Answers: new objects; NULL: no memory.  request_id may be NULL (left out). */
 json_t *kms_answer(int status, const json_t *request_id);
-/* {status, requestId?, reason, errorCode}.  why: NULL for the code's own text, else a static or formatted text. */
+/* {status, requestId?, reason, errorCode}.  why: NULL for the code's own text, else a static or
+ * formatted text. */
 json_t *kms_answer_error(int code, const json_t *request_id, const char *why);
 
 #endif

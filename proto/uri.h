@@ -10,8 +10,8 @@
 
 struct buf;
 
-#define UUID_LEN  16
-#define UUID_TEXT 36
+#define UUID_LEN       16
+#define UUID_TEXT      36
 #define KMS_DOMAIN_MAX 253
 #define KMS_AUTHID_MAX 256
 
@@ -48,10 +48,11 @@ struct kms_uri {
 };
 
 /*
- * Parses a URI of domain (lower case), relative ("/keys/ID") or absolute ("kms://DOMAIN/keys/ID"; scheme and host in any case).
- * KMS_ERR_SYNTAX: malformed, or a path that the protocol does not have; KMS_ERR_NOT_FOUND: another domain, or an ID that is not a
- * UUID (well formed, but it names nothing here: the static key's kid is one of these).  A query other than one authId, or one
- * where it does not belong: KMS_ERR_SYNTAX.
+ * Parses a URI of domain (lower case), relative ("/keys/ID") or absolute ("kms://DOMAIN/keys/ID";
+ * scheme and host in any case). KMS_ERR_SYNTAX: malformed, or a path that the protocol does not
+ * have; KMS_ERR_NOT_FOUND: another domain, or an ID that is not a UUID (well formed, but it names
+ * nothing here: the static key's kid is one of these).  A query other than one authId, or one where
+ * it does not belong: KMS_ERR_SYNTAX.
  */
 int kms_uri_parse(struct kms_uri *out, const char *text, size_t len, const char *domain);
 
@@ -59,8 +60,8 @@ int kms_uri_parse(struct kms_uri *out, const char *text, size_t len, const char 
 int kms_uri_put(struct buf *out, const char *domain, const char *collection, const struct uuid *id);
 
 /*
- * True when text is UTF-8 without control characters (U+0000 to U+001F, U+007F to U+009F): fit for an identifier that will
- * stand in logs and answers.
+ * True when text is UTF-8 without control characters (U+0000 to U+001F, U+007F to U+009F): fit for
+ * an identifier that will stand in logs and answers.
  */
 bool kms_text_ok(const char *text, size_t len);
 

@@ -1,2 +1,3 @@
 include tests/unit/msg.mk
 include tests/fuzz/msg.mk
+include tests/unit/client.mk
