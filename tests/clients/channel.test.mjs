@@ -4,7 +4,7 @@ import {X509Certificate, createECDH, createPublicKey, randomBytes} from 'node:cr
 import {test} from 'node:test';
 import {ca, cluster, env} from './lib/env.mjs';
 import {User} from './lib/tokens.mjs';
-import {Channel, DATE, api, http, ok, open, post, randomId, refused, relative, seal, sealStatic, server, uriOf} from './lib/kms.mjs';
+import {Channel, DATE, api, http, ok, open, post, randomId, refused, relative, seal, sealStatic, server, swap, uriOf} from './lib/kms.mjs';
 
 const alice = new User({name: 'alice'});
 const ping = (more = {}) => ({method: 'update', uri: '/ping', requestId: randomId(), client: more.client, ...more});
@@ -134,16 +134,16 @@ test('a changed bit anywhere is refused', async () => {
     for (const part of [2, 3, 4]) {
         const bytes = Buffer.from(good[part], 'base64url');
         bytes[0] ^= 1;
-        const bad = good.with(part, bytes.toString('base64url')).join('.');
+        const bad = swap(good, part, bytes.toString('base64url')).join('.');
         unreadable(await ch.open((await post([bad]))[0]));
     }
     /* the same header in other words: the additional data differ */
     const head = Buffer.from(`${Buffer.from(good[0], 'base64url').toString()} `).toString('base64url');
-    unreadable(await ch.open((await post([good.with(0, head).join('.')]))[0]));
-    unreadable(await ch.open((await post([good.with(1, 'AAAA').join('.')]))[0]));
-    unreadable(await ch.open((await post([good.with(3, '').join('.')]))[0]));
-    unreadable(await ch.open((await post([good.with(3, `${good[3]}=`).join('.')]))[0]));
-    unreadable(await ch.open((await post([good.with(3, `${good[3]}\n`).join('.')]))[0]));
+    unreadable(await ch.open((await post([swap(good, 0, head).join('.')]))[0]));
+    unreadable(await ch.open((await post([swap(good, 1, 'AAAA').join('.')]))[0]));
+    unreadable(await ch.open((await post([swap(good, 3, '').join('.')]))[0]));
+    unreadable(await ch.open((await post([swap(good, 3, `${good[3]}=`).join('.')]))[0]));
+    unreadable(await ch.open((await post([swap(good, 3, `${good[3]}\n`).join('.')]))[0]));
 });
 
 test('a short tag or another iv length is refused', async () => {
@@ -241,7 +241,7 @@ test('wrong padding, a wrong key length and a wrong tag are told apart by nothin
         await sealStatic(first, {cek: randomBytes(16)}),
         await sealStatic(first, {cek: randomBytes(32), ek: Buffer.alloc(rsa)}),
         await sealStatic(first, {ek: Buffer.alloc(rsa, 255)}),
-        cut.with(4, tag.toString('base64url')).join('.'),
+        swap(cut, 4, tag.toString('base64url')).join('.'),
         await sealStatic(first, {alg: 'RSA-OAEP', header: {alg: 'RSA-OAEP-256'}}),
     ];
     const bodies = [];

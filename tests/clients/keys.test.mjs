@@ -165,7 +165,7 @@ test('retrieve /resources/ID/keys: the window and the count', async () => {
     const list = `${resource.uri}/keys`;
     const {keys} = ok(await a.retrieve(list));
     assert.deepEqual(keys.map((k) => k.uri).sort(), [...all].sort());
-    const byDate = keys.toSorted((x, y) => (x.bindDate < y.bindDate ? -1 : 1));
+    const byDate = [...keys].sort((x, y) => (x.bindDate < y.bindDate ? -1 : 1));
     assert.deepEqual(byDate.map((k) => k.uri), all, 'bind dates tell the order');
     const uris = async (members) => ok(await a.retrieve(list, members)).keys.map((k) => k.uri).sort();
     const dates = byDate.map((k) => k.bindDate);

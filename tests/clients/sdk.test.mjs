@@ -289,7 +289,8 @@ test('a messaging service carries kmsMessage there and back, and a refusal too',
         assert.match(e.message, /KMS_REQUEST_ID: ./);
         return true;
     });
-    service.close().closeAllConnections();
+    service.close();
+    service.closeAllConnections();
 });
 
 /* the unhappy way */

@@ -203,6 +203,8 @@ export function refused(body, ...codes) {
     return body;
 }
 
+/* A copy of a list with another value at i. */
+export const swap = (list, i, value) => list.map((old, j) => (j === i ? value : old));
 export const DATE = /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$/;
 export const UUID = '[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}';
 export const uriOf = (collection) => new RegExp(`^kms://${env.KMS_DOMAIN.replaceAll('.', '\\.')}/${collection}/${UUID}$`);
