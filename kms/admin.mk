@@ -1,6 +1,17 @@
-# The keeper's part of kmsd, and kmsctl.
+# kmsctl, the keeper's part of kmsd, and what is installed beside the programs.
 KEEPER_SOURCES = \
 	kms/admin.c kms/admin.h \
 	kms/config.c kms/config.h \
 	kms/keeper.c kms/keeper.h \
 	kms/metrics.c kms/metrics.h
+
+bin_PROGRAMS += kms/kmsctl
+kms_kmsctl_SOURCES = kms/kmsctl_main.c kms/config.c kms/config.h
+kms_kmsctl_CPPFLAGS = $(AM_CPPFLAGS) $(PQ_CFLAGS)
+kms_kmsctl_LDADD = $(SQL_LIBS) $(HSM_LIBS) $(PROTO_LIBS) $(PQ_LIBS)
+
+dist_man_MANS += kms/kmsd.8 kms/kmsctl.8 kms/kms.conf.5
+dist_doc_DATA = kms/kms.conf.sample
+bashcompletiondir = $(datadir)/bash-completion/completions
+dist_bashcompletion_DATA = kms/kmsctl.bash
+EXTRA_DIST += kms/README.md kms/quickstart.sh kms/kmsd.service kms/hsmd.service

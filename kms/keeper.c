@@ -14,7 +14,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -723,16 +722,10 @@ keeper_main(const struct config *cfg, struct shared *sh, int admin_fd, int metri
     struct event *hup = NULL, *term = NULL;
     int status = 1;
 
-    log_init("kmsd[keeper]");
-    log_level_at(&sh->log_level);
     signal(SIGPIPE, SIG_IGN);
     signal(SIGUSR1, SIG_IGN);
     /* ^C reaches the whole foreground group; what it means is the parent's to say. */
     signal(SIGINT, SIG_IGN);
-    /* Without its parent nobody would end it. */
-    prctl(PR_SET_PDEATHSIG, SIGTERM);
-    if (getppid() != sh->parent)
-        return 0;
     if ((k.base = event_base_new()) == NULL ||
         (k.sweep_timer = evtimer_new(k.base, sweep_start, &k)) == NULL ||
         (k.root_timer = evtimer_new(k.base, root_start, &k)) == NULL ||
