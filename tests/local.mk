@@ -1,3 +1,8 @@
-include tests/unit/msg.mk
-include tests/fuzz/msg.mk
+# Tests and what they are made of; tests/run.sh runs everything.
+EXTRA_DIST += tests/run.sh
 include tests/unit/client.mk
+include tests/unit/jose.mk
+include tests/unit/msg.mk
+include tests/unit/web.mk
+include tests/fuzz/msg.mk
+include tests/bench/local.mk

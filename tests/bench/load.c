@@ -1,0 +1,484 @@
+/*
+ * load.c - a load on a running server, for tests/bench/run.sh: how many messages a second come back
+ * right.
+ *
+ *   load --url U --domain D --ca FILE --token-key FILE --token-kid K --issuer I --audience A --org
+ * O
+ *        --mode release|create|channel|idle [--connections C] [--messages M] [--seconds S] [--keys
+ * N]
+ *
+ * Everything that costs the client is done before the clock starts: the POSTs are sealed ahead and
+ * sent round and round (the protocol has no replay rule for requests), one process a connection.
+ * Afterwards each process opens its last answer and checks that every message in it succeeded;
+ * counts are of messages whose HTTP answer was 200.  Prints one line: "messages/s N".
+ */
+#include <errno.h>
+#include <getopt.h>
+#include <jansson.h>
+#include <openssl/evp.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "kms/client.h"
+#include "kms/https.h"
+#include "kms/mint.h"
+#include "proto/buf.h"
+#include "proto/err.h"
+#include "proto/json.h"
+#include "proto/jwe.h"
+#include "proto/jwk.h"
+#include "proto/jws.h"
+#include "proto/kdf.h"
+#include "proto/secret.h"
+
+#define BODIES 64 /* different POSTs that a connection sends round and round */
+
+static struct {
+    const char *url, *domain, *ca, *mode;
+    struct mint mint;
+    int connections, messages, seconds, keys;
+} opt = {.mode = "release", .connections = 4, .messages = 50, .seconds = 5, .keys = 1000};
+
+/* What the processes share. */
+static struct board {
+    atomic_int ready, go, failed;
+    atomic_llong done;
+} * board;
+
+static struct https *http;
+static EVP_PKEY *server_key;
+static char server_kid[512];
+static struct buf token = BUF_INIT;
+static struct secret *channel_key;
+static char channel_uri[256];
+
+static void
+die(const char *what, int err)
+{
+    fprintf(stderr, "load: %s: %s\n", what, kms_strerror(err));
+    if (board != NULL)
+        atomic_store(&board->failed, 1);
+    exit(1);
+}
+
+static double
+now(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (double)ts.tv_sec + (double)ts.tv_nsec / 1e9;
+}
+
+static void
+connect_server(void)
+{
+    int r = https_new(&http, opt.url, opt.ca, 30);
+
+    if (r != KMS_OK)
+        die(https_error(http), r);
+}
+
+static json_t *
+post(const char *body, size_t len, int *status)
+{
+    struct buf answer = BUF_INIT;
+    json_t *j = NULL;
+    int r;
+
+    r = https_exchange(http, "POST", "/encryption/api/v1/kms/messages", body, len, status, &answer);
+    if (r != KMS_OK)
+        die(https_error(http), r);
+    if ((r = kms_json_parse(&j, buf_str(&answer), answer.len)) != KMS_OK)
+        die("the answer is no JSON", r);
+    buf_release(&answer);
+    return j;
+}
+
+/* The static key, as a client learns and checks it. */
+static void
+learn_server(void)
+{
+    struct buf answer = BUF_INIT;
+    json_t *j = NULL, *jwk = NULL;
+    const char *kid, *why = "", *text;
+    int status, r;
+
+    r = https_exchange(http, "GET", "/encryption/api/v1/kms/bench", NULL, 0, &status, &answer);
+    if (r != KMS_OK || status != 200)
+        die(https_error(http), r);
+    if (kms_json_parse(&j, buf_str(&answer), answer.len) != KMS_OK ||
+        (text = json_string_value(json_object_get(j, "rsaPublicKey"))) == NULL ||
+        kms_json_parse(&jwk, text, strlen(text)) != KMS_OK)
+        die("the static key cannot be read", KMS_ERR_PROTOCOL);
+    r = client_check_static_key(&server_key, &kid, jwk, opt.domain, https_cas(http), &why);
+    if (r != KMS_OK)
+        die(why, r);
+    snprintf(server_kid, sizeof(server_kid), "%s", kid);
+    json_decref(jwk);
+    json_decref(j);
+    buf_release(&answer);
+}
+
+/* A request's text; what is added to it by the caller is owned by it. */
+static json_t *
+request(const char *method, const char *uri)
+{
+    static int n;
+    char id[32];
+
+    snprintf(id, sizeof(id), "bench-%d", ++n);
+    return json_pack("{s:{s:s, s:{s:s}}, s:s, s:s, s:s}", "client", "clientId", "bench",
+                     "credential", "bearer", buf_str(&token), "method", method, "uri", uri,
+                     "requestId", id);
+}
+
+/* The compact text of an ephemeral key request for a fresh pair. */
+static void
+seal_channel(struct buf *out, EVP_PKEY *pair)
+{
+    json_t *q = request("create", "/ecdhe");
+    struct buf plain = BUF_INIT;
+    int r;
+
+    json_object_set_new(q, "jwk", jwk_from_public(pair));
+    if ((r = kms_json_put(&plain, q)) != KMS_OK ||
+        (r = jwe_seal_rsa(out, server_kid, JWE_RSA_OAEP, server_key, plain.data, plain.len)) !=
+            KMS_OK)
+        die("sealing", r);
+    json_decref(q);
+    buf_release(&plain);
+}
+
+static void
+seal(struct buf *out, json_t *q)
+{
+    struct buf plain = BUF_INIT;
+    int r;
+
+    if ((r = kms_json_put(&plain, q)) != KMS_OK ||
+        (r = jwe_seal_dir(out, channel_uri, channel_key->b, plain.data, plain.len)) != KMS_OK)
+        die("sealing", r);
+    json_decref(q);
+    buf_release(&plain);
+}
+
+static void
+body_begin(struct buf *b)
+{
+    buf_putf(b, "{\"destination\":\"kms://%s\",\"kmsMessages\":[", opt.domain);
+}
+
+/* Opens one answer; its status must be a success. */
+static json_t *
+open_answer(const char *text)
+{
+    struct jwe jwe;
+    struct jws jws;
+    struct buf plain = BUF_INIT;
+    json_t *j = NULL;
+    int r;
+
+    if (jwe_parse(&jwe, text, strlen(text)) == KMS_OK)
+        r = jwe_open(&jwe, channel_key->b, &plain);
+    else if ((r = jws_parse(&jws, text, strlen(text))) == KMS_OK &&
+             (r = jws_verify(&jws, server_key)) == KMS_OK)
+        r = jws_payload(&jws, &plain);
+    if (r == KMS_OK)
+        r = kms_json_parse(&j, buf_str(&plain), plain.len);
+    if (r != KMS_OK || json_integer_value(json_object_get(j, "status")) / 100 != 2) {
+        fprintf(stderr, "load: refused: %s\n", buf_str(&plain));
+        die("a message did not succeed", r);
+    }
+    buf_release(&plain);
+    return j;
+}
+
+static json_t *
+call(json_t *q)
+{
+    struct buf body = BUF_INIT;
+    json_t *j, *answer;
+    int status;
+
+    body_begin(&body);
+    buf_putc(&body, '"');
+    seal(&body, q);
+    buf_puts(&body, "\"]}");
+    j = post(buf_str(&body), body.len, &status);
+    if (status != 200)
+        die("the request was refused", KMS_ERR_STATE);
+    answer = open_answer(json_string_value(json_array_get(json_object_get(j, "kmsMessages"), 0)));
+    json_decref(j);
+    buf_release(&body);
+    return answer;
+}
+
+static void
+open_channel(void)
+{
+    EVP_PKEY *pair = ecdh_generate(), *peer = NULL;
+    struct buf body = BUF_INIT;
+    json_t *j, *answer;
+    int status, r;
+
+    body_begin(&body);
+    buf_putc(&body, '"');
+    seal_channel(&body, pair);
+    buf_puts(&body, "\"]}");
+    j = post(buf_str(&body), body.len, &status);
+    if (status != 200)
+        die("no channel", KMS_ERR_STATE);
+    answer = open_answer(json_string_value(json_array_get(json_object_get(j, "kmsMessages"), 0)));
+    if ((r = jwk_get_p256(&peer, json_object_get(json_object_get(answer, "key"), "jwk"))) !=
+            KMS_OK ||
+        (r = ecdh_channel_key(&channel_key, pair, peer)) != KMS_OK)
+        die("no channel key", r);
+    snprintf(channel_uri, sizeof(channel_uri), "%s",
+             json_string_value(json_object_get(json_object_get(answer, "key"), "uri")));
+    json_decref(answer);
+    json_decref(j);
+    EVP_PKEY_free(pair);
+    EVP_PKEY_free(peer);
+    buf_release(&body);
+}
+
+/* Bound keys for the mode release: resources of 100 keys each. */
+static char **
+make_keys(int n)
+{
+    char **uris = calloc((size_t)n, sizeof(*uris));
+    int have = 0;
+    size_t i;
+
+    while (have < n) {
+        json_t *q = request("create", "/keys"), *a, *k, *list = json_array();
+
+        json_object_set_new(q, "count", json_integer(100));
+        a = call(q);
+        json_array_foreach(json_object_get(a, "keys"), i, k)
+        {
+            if (have < n)
+                uris[have++] = strdup(json_string_value(json_object_get(k, "uri")));
+            json_array_append(list, json_object_get(k, "uri"));
+        }
+        json_decref(a);
+        q = request("create", "/resources");
+        json_object_set_new(q, "keyUris", list);
+        json_decref(call(q));
+    }
+    return uris;
+}
+
+/* The POSTs that a connection sends. */
+static void
+build(struct buf bodies[BODIES], char **uris)
+{
+    int b, m;
+
+    for (b = 0; b < BODIES; b++) {
+        body_begin(&bodies[b]);
+        for (m = 0; m < opt.messages; m++) {
+            json_t *q;
+
+            buf_puts(&bodies[b], m == 0 ? "\"" : ",\"");
+            if (strcmp(opt.mode, "channel") == 0) {
+                EVP_PKEY *pair = ecdh_generate();
+
+                seal_channel(&bodies[b], pair);
+                EVP_PKEY_free(pair);
+            } else if (strcmp(opt.mode, "create") == 0) {
+                q = request("create", "/keys");
+                json_object_set_new(q, "count", json_integer(10));
+                seal(&bodies[b], q);
+            } else {
+                seal(&bodies[b], request("retrieve", uris[random() % opt.keys]));
+            }
+            buf_putc(&bodies[b], '"');
+        }
+        buf_puts(&bodies[b], "]}");
+    }
+}
+
+/* One connection: warm up, wait for the others, send until the time is over. */
+static void
+run(int number, char **uris)
+{
+    struct buf bodies[BODIES] = {0}, answer = BUF_INIT;
+    json_t *j = NULL;
+    const json_t *m;
+    double end;
+    long long done = 0;
+    size_t k;
+    int i, status, r;
+
+    srandom((unsigned)number + 1);
+    connect_server();
+    build(bodies, uris);
+    json_decref(post(buf_str(&bodies[0]), bodies[0].len, &status));
+    atomic_fetch_add(&board->ready, 1);
+    while (!atomic_load(&board->go))
+        usleep(1000);
+    end = now() + opt.seconds;
+    for (i = 0; now() < end; i = (i + 1) % BODIES) {
+        buf_reset(&answer);
+        r = https_exchange(http, "POST", "/encryption/api/v1/kms/messages", bodies[i].data,
+                           bodies[i].len, &status, &answer);
+        if (r != KMS_OK)
+            die(https_error(http), r);
+        if (status != 200)
+            die("HTTP did not answer 200", KMS_ERR_STATE);
+        done += opt.messages;
+    }
+    atomic_fetch_add(&board->done, done);
+    if ((r = kms_json_parse(&j, buf_str(&answer), answer.len)) != KMS_OK)
+        die("the answer is no JSON", r);
+    json_array_foreach(json_object_get(j, "kmsMessages"), k, m)
+    {
+        json_decref(open_answer(json_string_value(m)));
+    }
+    if (k != (size_t)opt.messages)
+        die("answers are missing", KMS_ERR_PROTOCOL);
+}
+
+/* Holds idle connections while the reader of our output measures the server. */
+static void
+idle(void)
+{
+    int i;
+
+    for (i = 0; i < opt.connections; i++) {
+        struct buf answer = BUF_INIT;
+        int status;
+
+        connect_server();
+        if (https_exchange(http, "GET", "/encryption/api/v1/kms/bench", NULL, 0, &status,
+                           &answer) != KMS_OK)
+            die(https_error(http), KMS_ERR_SYSTEM);
+        buf_release(&answer);
+    }
+    printf("idle %d\n", opt.connections);
+    fflush(stdout);
+    sleep((unsigned)opt.seconds);
+}
+
+static void
+options(int argc, char **argv)
+{
+    static const struct option known[] = {
+        {"url", 1, NULL, 'u'},         {"domain", 1, NULL, 'd'},    {"ca", 1, NULL, 'a'},
+        {"token-key", 1, NULL, 'k'},   {"token-kid", 1, NULL, 'K'}, {"issuer", 1, NULL, 'i'},
+        {"audience", 1, NULL, 'A'},    {"org", 1, NULL, 'o'},       {"mode", 1, NULL, 'm'},
+        {"connections", 1, NULL, 'c'}, {"messages", 1, NULL, 'n'},  {"seconds", 1, NULL, 's'},
+        {"keys", 1, NULL, 'N'},        {NULL, 0, NULL, 0},
+    };
+    int o;
+
+    while ((o = getopt_long(argc, argv, "", known, NULL)) != -1) {
+        switch (o) {
+        case 'u':
+            opt.url = optarg;
+            break;
+        case 'd':
+            opt.domain = optarg;
+            break;
+        case 'a':
+            opt.ca = optarg;
+            break;
+        case 'k':
+            opt.mint.key_file = optarg;
+            break;
+        case 'K':
+            opt.mint.kid = optarg;
+            break;
+        case 'i':
+            opt.mint.issuer = optarg;
+            break;
+        case 'A':
+            opt.mint.audience = optarg;
+            break;
+        case 'o':
+            opt.mint.org = optarg;
+            break;
+        case 'm':
+            opt.mode = optarg;
+            break;
+        case 'c':
+            opt.connections = atoi(optarg);
+            break;
+        case 'n':
+            opt.messages = atoi(optarg);
+            break;
+        case 's':
+            opt.seconds = atoi(optarg);
+            break;
+        case 'N':
+            opt.keys = atoi(optarg);
+            break;
+        default:
+            exit(2);
+        }
+    }
+    if (opt.url == NULL || opt.domain == NULL || opt.ca == NULL || opt.mint.key_file == NULL ||
+        opt.mint.kid == NULL || opt.mint.issuer == NULL || opt.mint.audience == NULL ||
+        opt.mint.org == NULL || opt.connections < 1 || opt.messages < 1 || opt.messages > 100 ||
+        opt.keys < 1) {
+        fprintf(stderr,
+                "load: options are missing or out of range; its file says which there are\n");
+        exit(2);
+    }
+    opt.mint.subject = "bench";
+    opt.mint.scope = "spark:kms";
+    opt.mint.lifetime = 3600;
+}
+
+int
+main(int argc, char **argv)
+{
+    char **uris = NULL;
+    int i, status, r, bad = 0;
+
+    options(argc, argv);
+    signal(SIGPIPE, SIG_IGN);
+    kms_json_init();
+    secret_heap_init(65536);
+    board = mmap(NULL, sizeof(*board), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (board == MAP_FAILED)
+        return 1;
+    if ((r = mint_token(&token, &opt.mint, (int64_t)time(NULL))) != KMS_OK)
+        die("no token", r);
+    if (strcmp(opt.mode, "idle") == 0) {
+        idle();
+        return 0;
+    }
+    connect_server();
+    learn_server();
+    open_channel();
+    if (strcmp(opt.mode, "release") == 0)
+        uris = make_keys(opt.keys);
+    https_free(http);
+    for (i = 0; i < opt.connections; i++) {
+        fflush(NULL);
+        if (fork() == 0) {
+            run(i, uris);
+            exit(0);
+        }
+    }
+    while (atomic_load(&board->ready) < opt.connections && !atomic_load(&board->failed))
+        usleep(1000);
+    atomic_store(&board->go, 1);
+    for (i = 0; i < opt.connections; i++)
+        if (wait(&status) < 0 || status != 0)
+            bad++;
+    if (bad > 0 || atomic_load(&board->failed))
+        return 1;
+    printf("messages/s %.0f\n", (double)atomic_load(&board->done) / opt.seconds);
+    return 0;
+}
