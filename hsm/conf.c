@@ -182,19 +182,23 @@ static void
 store(struct reader *r, const struct conf_setting *s, unsigned line, const char *text)
 {
     long long v = 0;
+    bool ok;
 
     if (text[0] == '\0' && s->type != CONF_STRING && s->def != NULL && s->def[0] == '\0' &&
         s->type < CONF_FILE)
         return; /* an absent number or truth: stays zero */
     switch (s->type) {
     case CONF_INT:
-        store_number(r, s, line, text, parse_int(text, &v), v);
+        ok = parse_int(text, &v);
+        store_number(r, s, line, text, ok, v);
         return;
     case CONF_SECONDS:
-        store_number(r, s, line, text, parse_seconds(text, &v), v);
+        ok = parse_seconds(text, &v);
+        store_number(r, s, line, text, ok, v);
         return;
     case CONF_BYTES:
-        store_number(r, s, line, text, parse_bytes(text, &v), v);
+        ok = parse_bytes(text, &v);
+        store_number(r, s, line, text, ok, v);
         return;
     case CONF_BOOL:
         if (!parse_bool(text, member(r->out, s)))
