@@ -10,6 +10,7 @@
 
 #include <event2/event.h>
 #include <openssl/rand.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/queue.h>
@@ -57,6 +58,7 @@ struct conn {
     PGresult *result;  /* owned; of the call in flight, until libpq says it was the last */
     bool doubtful;     /* a WARNING came with the commit */
     unsigned backoff;
+    bool waits; /* for the probing connection to succeed */
 };
 
 struct db {
@@ -142,6 +144,17 @@ set_ready(struct conn *c, bool ready)
         db->change_cb(db->change_ctx, db->ready > 0);
 }
 
+/* Sees to it that the first connection tries. */
+static void
+conn_probe(struct db *db)
+{
+    static const struct timeval soon = {0, BACKOFF_MIN * 1000};
+    struct conn *c = &db->conns[0];
+
+    if (c->state == DOWN && !event_pending(c->again, EV_TIMEOUT, NULL))
+        event_add(c->again, &soon);
+}
+
 /* Closes the connection, keeps its call for another one, and comes back after a pause. */
 static void
 conn_drop(struct conn *c, const char *why)
@@ -153,8 +166,17 @@ conn_drop(struct conn *c, const char *why)
 
     if (c->state == READY)
         set_ready(c, false);
-    if (why != NULL)
-        log_warn("database connection lost", "why", why, "in_flight%d", c->call != NULL, NULL);
+    if (why != NULL) {
+        /* The first line says it; of an outage the first connection's first failure is news. */
+        char first[256];
+
+        snprintf(first, sizeof(first), "%.*s", (int)strcspn(why, "\n"), why);
+        if (c->state == READY || c->backoff == 0)
+            log_warn(c->state == READY ? "database connection lost" : "no database connection",
+                     "why", first, "in_flight%d", c->call != NULL, NULL);
+        else
+            log_debug("no database connection", "why", first, NULL);
+    }
     if (c->io != NULL)
         event_free(c->io);
     c->io = NULL;
@@ -172,6 +194,12 @@ conn_drop(struct conn *c, const char *why)
     }
     if (db->closing)
         return;
+    /* While the server is away one connection probes; the others follow it. */
+    c->waits = db->ready == 0 && c != &db->conns[0];
+    if (c->waits) {
+        conn_probe(db);
+        return;
+    }
     RAND_bytes(&jitter, 1);
     c->backoff = c->backoff == 0 ? BACKOFF_MIN : c->backoff * 2;
     if (c->backoff > BACKOFF_MAX)
@@ -375,6 +403,7 @@ static void
 conn_command_done(struct conn *c)
 {
     const char *why;
+    int i;
 
     switch (c->state) {
     case CHECKING:
@@ -413,6 +442,15 @@ conn_command_done(struct conn *c)
         c->doubtful = false;
         conn_watch(c, EV_READ);
         set_ready(c, true);
+        for (i = 0; i < c->db->n; i++) {
+            struct conn *other = &c->db->conns[i];
+
+            if (other->waits) {
+                other->waits = false;
+                other->backoff = 0;
+                conn_start(other);
+            }
+        }
         dispatch(c->db);
         return;
     case READY:
@@ -654,8 +692,9 @@ db_new(struct event_base *base, const char *conninfo, int connections,
             return NULL;
         }
     }
-    for (i = 0; i < connections; i++)
-        conn_start(&db->conns[i]);
+    for (i = 1; i < connections; i++)
+        db->conns[i].waits = true;
+    conn_start(&db->conns[0]);
     return db;
 }
 
