@@ -6,3 +6,4 @@ include tests/unit/msg.mk
 include tests/unit/web.mk
 include tests/fuzz/msg.mk
 include tests/bench/local.mk
+include tests/unit/kms.mk

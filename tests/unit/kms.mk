@@ -1,0 +1,8 @@
+# Unit tests of kmsd's own small parts.
+if UNIT_TESTS
+check_PROGRAMS += tests/unit/test_kms
+TESTS += tests/unit/test_kms
+tests_unit_test_kms_SOURCES = tests/unit/test_kms.c kms/answer.c kms/rate.c
+tests_unit_test_kms_CFLAGS = $(AM_CFLAGS) $(CRITERION_CFLAGS)
+tests_unit_test_kms_LDADD = $(PROTO_LIBS) $(CRITERION_LIBS)
+endif

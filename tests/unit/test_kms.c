@@ -1,0 +1,133 @@
+/* test_kms.c - the small parts of kmsd that need no database: rates, answers, database parameters.
+ */
+#include <criterion/criterion.h>
+#include <string.h>
+
+#include "kms/answer.h"
+#include "kms/rate.h"
+#include "proto/err.h"
+#include "proto/json.h"
+#include "proto/msg.h"
+
+#define SECOND 1000000
+
+Test(rate, zero_is_no_limit)
+{
+    struct rate *r = rate_new(0, 16);
+    int i;
+
+    for (i = 0; i < 10000; i++)
+        cr_assert(rate_take(r, "a", 100, 0));
+    rate_free(r);
+}
+
+Test(rate, a_burst_is_two_seconds_worth_and_then_the_rate)
+{
+    struct rate *r = rate_new(10, 16);
+    int i, n = 0;
+
+    for (i = 0; i < 100; i++)
+        n += rate_take(r, "a", 1, SECOND);
+    cr_assert_eq(n, 20);
+    cr_assert_not(rate_take(r, "a", 1, SECOND + 50000), "half a token is none");
+    cr_assert(rate_take(r, "a", 1, SECOND + 100000), "a tenth of a second is one token");
+    for (n = 0, i = 0; i < 100; i++)
+        n += rate_take(r, "a", 1, 100 * (int64_t)SECOND);
+    cr_assert_eq(n, 20, "a long pause gives no more than a burst");
+    rate_free(r);
+}
+
+Test(rate, names_do_not_share_a_bucket)
+{
+    struct rate *r = rate_new(1, 4096);
+    char name[32];
+    int i;
+
+    for (i = 0; i < 100; i++) {
+        snprintf(name, sizeof(name), "user-%d", i);
+        cr_assert(rate_take(r, name, 2, SECOND));
+    }
+    for (i = 0; i < 100; i++) {
+        snprintf(name, sizeof(name), "user-%d", i);
+        cr_assert_not(rate_take(r, name, 1, SECOND));
+    }
+    rate_free(r);
+}
+
+Test(rate, a_batch_larger_than_a_burst_passes_a_full_bucket_and_leaves_a_debt)
+{
+    struct rate *r = rate_new(10, 16);
+
+    cr_assert(rate_take(r, "relay", 100, SECOND));
+    cr_assert_not(rate_take(r, "relay", 1, SECOND + SECOND));
+    rate_free(r);
+}
+
+Test(rate, strangers_names_do_not_grow_the_table)
+{
+    struct rate *r = rate_new(1, 64);
+    char name[32];
+    int i;
+
+    for (i = 0; i < 100000; i++) {
+        snprintf(name, sizeof(name), "stranger-%d", i);
+        rate_take(r, name, 1, i);
+    }
+    rate_free(r);
+}
+
+/* What a text becomes in an answer, read back by the parser that everything else uses. */
+Test(answer, any_text_comes_back_as_it_was)
+{
+    static const char *const texts[] = {"", "plain", "\"quoted\" \\ back", "\n\t\r\b\f\x01\x1f",
+                                        "ünïcødé 😀"};
+    size_t i;
+
+    kms_json_init();
+    for (i = 0; i < sizeof(texts) / sizeof(texts[0]); i++) {
+        struct buf out = BUF_INIT;
+        struct answer a;
+        json_t *id = json_string(texts[i]), *j = NULL;
+
+        answer_begin(&a, &out, 200, id);
+        answer_text(&a, "text", texts[i]);
+        answer_open(&a, "list", '[');
+        answer_int(&a, NULL, 1);
+        answer_int(&a, NULL, -2);
+        answer_open(&a, NULL, '{');
+        answer_close(&a, '}');
+        answer_close(&a, ']');
+        cr_assert_eq(answer_end(&a), KMS_OK);
+        cr_assert_eq(kms_json_parse(&j, buf_str(&out), out.len), KMS_OK, "%s", buf_str(&out));
+        cr_assert_str_eq(json_string_value(json_object_get(j, "text")), texts[i]);
+        cr_assert_str_eq(json_string_value(json_object_get(j, "requestId")), texts[i]);
+        cr_assert_eq(json_array_size(json_object_get(j, "list")), 3);
+        json_decref(j);
+        json_decref(id);
+        buf_release(&out);
+    }
+}
+
+Test(answer, an_integer_request_id_stays_an_integer)
+{
+    struct buf out = BUF_INIT;
+    json_t *id = json_integer(42);
+
+    cr_assert_eq(answer_error(&out, KMS_CODE_NOT_FOUND, id, "gone"), KMS_OK);
+    cr_assert_str_eq(buf_str(&out),
+                     "{\"status\":404,\"requestId\":42,\"reason\":\"gone\",\"errorCode\":404001}");
+    json_decref(id);
+    buf_release(&out);
+}
+
+Test(answer, every_code_has_a_reason)
+{
+    static const int codes[] = {400001, 400002, 400003, 401001, 401002, 403001, 403002,
+                                403003, 403004, 403005, 403006, 403007, 403009, 403010,
+                                404001, 405005, 405006, 409001, 409002, 410001, 413001,
+                                429001, 499001, 503001, 503002, 503003};
+    size_t i;
+
+    for (i = 0; i < sizeof(codes) / sizeof(codes[0]); i++)
+        cr_assert_neq(kms_code_reason(codes[i])[0], '\0', "%d", codes[i]);
+}
