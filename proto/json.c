@@ -98,9 +98,12 @@ parse(json_t **out, const char *text, size_t len, size_t flags)
         return KMS_ERR_SYNTAX;
     if (len >= 3 && memcmp(text, "\xEF\xBB\xBF", 3) == 0)
         return KMS_ERR_SYNTAX;
+    /* jansson passes over some: "123" with a NUL behind is a number to it. */
+    if (memchr(text, '\0', len) != NULL)
+        return KMS_ERR_SYNTAX;
     if (too_deep(text, len))
         return KMS_ERR_LENGTH;
-    /* jansson itself refuses bad UTF-8, U+0000 and unpaired surrogates, raw or escaped. */
+    /* jansson itself refuses bad UTF-8, an escaped U+0000 and unpaired surrogates. */
     *out = json_loadb(text, len, flags | JSON_REJECT_DUPLICATES, &error);
     if (*out == NULL) {
         switch (json_error_code(&error)) {

@@ -78,6 +78,8 @@ Test(json, takes_one_object_and_refuses_the_rest_with_its_code)
     }
     cr_expect_eq(kms_json_parse(&v, "{}\0", 3), KMS_ERR_SYNTAX, "NUL behind");
     cr_expect_eq(kms_json_parse(&v, "{\"a\0\":1}", 8), KMS_ERR_SYNTAX, "NUL raw in a name");
+    cr_expect_eq(kms_json_parse(&v, "{\"a\":1\0}", 8), KMS_ERR_SYNTAX, "NUL behind a number");
+    cr_expect_eq(kms_json_parse_any(&v, "123\0", 4), KMS_ERR_SYNTAX, "NUL behind a bare number");
     cr_expect_eq(kms_json_parse(&v, NULL, 0), KMS_ERR_SYNTAX, "no text");
 }
 
@@ -137,8 +139,7 @@ Test(json, readers_tell_absent_from_wrong)
     json_decref(v);
 }
 
-/* json_init's own functions, asked for as jansson asks: the block is looked at in the instant
- * before it goes back. */
+/* The functions that kms_json_init installs, called as jansson calls them. */
 Test(json, what_jansson_gives_back_is_wiped)
 {
     json_malloc_t alloc;
@@ -151,11 +152,8 @@ Test(json, what_jansson_gives_back_is_wiped)
     memset(p, 0x5a, 4096);
     release(p);
     release(NULL);
-    /*
-     * Reading freed memory is no test that a sanitiser lets pass: ask for the same size until the
-     * allocator hands the block out again.
-     */
-#if !defined(__SANITIZE_ADDRESS__)
+    /* The allocator hands the same block out again; not so under a sanitiser, which keeps it. */
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__clang__)
     {
         unsigned char *q = alloc(4096);
         size_t i;
