@@ -4,6 +4,7 @@ include tests/unit/client.mk
 include tests/unit/jose.mk
 include tests/unit/msg.mk
 include tests/unit/web.mk
+include tests/fuzz/jose.mk
 include tests/fuzz/msg.mk
 include tests/bench/local.mk
 include tests/unit/kms.mk
