@@ -102,7 +102,7 @@ main(void)
     static unsigned char raw[MESSAGE], iv[JWE_IV_LEN], tag[JWE_TAG_LEN];
     static char text[B64URL_LEN(MESSAGE)];
     struct buf compact = BUF_INIT;
-    EVP_CIPHER_CTX *opening, *sealing;
+    EVP_CIPHER_CTX *opening = NULL, *sealing = NULL;
     double jose_us, bare_us;
     int i, n;
 
