@@ -250,32 +250,30 @@ END $$;
 COMMENT ON FUNCTION resource_show IS 'All about a resource; NULL: unknown';
 
 CREATE FUNCTION audit_tail(org_name text, after bigint, lim integer) RETURNS SETOF jsonb
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp AS $$
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp SET enable_seqscan = off AS $$
+DECLARE
+    v_org uuid := nobody();
 BEGIN
+    IF audit_tail.org_name IS NOT NULL THEN
+        SELECT o.org_id INTO v_org FROM organisations o WHERE o.name = audit_tail.org_name;
+    END IF;
     RETURN QUERY
-        WITH log AS (
-            SELECT nobody() AS org_id, NULL AS name WHERE audit_tail.org_name IS NULL
+        WITH tail AS (
+            (SELECT * FROM entries x WHERE x.org_id = v_org AND coalesce(after, 0) = 0
+              ORDER BY x.entry_id DESC LIMIT lim)
             UNION ALL
-            SELECT o.org_id, o.name FROM organisations o WHERE audit_tail.org_name IS NULL OR o.name = audit_tail.org_name
-        ), tail AS (
-            SELECT l.name, e.*
-              FROM log l CROSS JOIN LATERAL (
-                   (SELECT * FROM entries x WHERE x.org_id = l.org_id AND coalesce(after, 0) = 0
-                     ORDER BY x.entry_id DESC LIMIT lim)
-                   UNION ALL
-                   (SELECT * FROM entries x WHERE x.org_id = l.org_id AND x.entry_id > after AND after <> 0
-                     ORDER BY x.entry_id LIMIT lim)) e
-             ORDER BY CASE WHEN coalesce(after, 0) = 0 THEN -e.entry_id ELSE e.entry_id END
-             LIMIT lim
+            (SELECT * FROM entries x WHERE x.org_id = v_org AND x.entry_id > after AND after <> 0
+              ORDER BY x.entry_id LIMIT lim)
         )
-        SELECT jsonb_strip_nulls(jsonb_build_object('entry', t.entry_id, 'org', t.org_id, 'org_name', t.name,
+        SELECT jsonb_strip_nulls(jsonb_build_object('entry', t.entry_id, 'org', t.org_id, 'org_name', audit_tail.org_name,
                    'at', ms(t.at), 'op', t.op_id, 'action', t.action, 'verdict', t.verdict, 'kind', t.kind,
                    'subject', t.subject, 'behalf', t.on_behalf, 'client', t.client_id, 'channel', t.channel_id,
                    'resource', t.resource_id, 'keys', t.key_ids, 'path', t.path, 'request', t.request_id))
                || CASE WHEN t.detail IS NULL THEN '{}' ELSE jsonb_build_object('detail', t.detail) END
           FROM tail t ORDER BY t.entry_id;
 END $$;
-COMMENT ON FUNCTION audit_tail IS 'Entries after a number, or the last ones (0); of one organisation, or of all and the installation (NULL)';
+COMMENT ON FUNCTION audit_tail IS
+    'Entries after a number, or the last ones (0), of an organisation''s log, or of the installation''s own (NULL)';
 
 CREATE FUNCTION admin_record(op uuid, actor text, action text, verdict integer, detail jsonb) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp AS $$

@@ -1,0 +1,23 @@
+# The schema's migrations, and the C function that applies them (kmsctl database migrate).
+noinst_LIBRARIES += sql/libsql.a
+MIGRATIONS = \
+	$(srcdir)/sql/0001_schema.sql \
+	$(srcdir)/sql/0002_worker_functions.sql \
+	$(srcdir)/sql/0003_keeper_functions.sql
+sql_libsql_a_SOURCES = sql/migrate.c sql/migrate.h sql/migrations.h
+nodist_sql_libsql_a_SOURCES = sql/migrations.c
+sql_libsql_a_CFLAGS = $(AM_CFLAGS) $(PQ_CFLAGS)
+# What a program that links libsql.a needs besides.
+SQL_LIBS = sql/libsql.a $(PQ_LIBS)
+
+sql/migrations.c: $(MIGRATIONS) sql/embed.sh sql/local.mk
+	$(AM_V_GEN)$(MKDIR_P) sql && sh $(srcdir)/sql/embed.sh $(MIGRATIONS) >$@.tmp && mv $@.tmp $@
+CLEANFILES += sql/migrations.c sql/migrations.c.tmp
+EXTRA_DIST += $(MIGRATIONS) sql/embed.sh sql/README.md
+
+# migrate-tool DO CONNINFO: what tests/sql/run.sh runs migrate() with.
+check_PROGRAMS += tests/sql/migrate-tool
+tests_sql_migrate_tool_SOURCES = tests/sql/migrate_tool.c
+tests_sql_migrate_tool_CFLAGS = $(AM_CFLAGS)
+tests_sql_migrate_tool_LDADD = $(SQL_LIBS)
+EXTRA_DIST += tests/lib/postgres.sh tests/sql/run.sh
