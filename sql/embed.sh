@@ -3,7 +3,7 @@
 # Bytes, not string literals: C promises no literal longer than 4095 characters.
 set -eu
 
-echo '/* Made by sql/embed.sh from sql/*.sql; change those. */'
+echo '/* Made by sql/embed.sh from the migrations in sql; change those. */'
 echo '#include "sql/migrations.h"'
 echo
 echo '#include <stddef.h>'
