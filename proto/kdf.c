@@ -12,6 +12,7 @@
 
 #define SHARED_LEN   32 /* an x coordinate of P-256 */
 #define HKDF_LEN_MAX (255 * 32)
+#define STACK_DEPTH  16384 /* more than OpenSSL's calls below us take */
 
 EVP_PKEY *
 ecdh_generate(void)
@@ -21,6 +22,17 @@ ecdh_generate(void)
     if ((key = EVP_EC_gen("P-256")) == NULL)
         ERR_clear_error();
     return key;
+}
+
+/*
+ * OpenSSL's HMAC leaves the key that it gives out in frames of the stack, which stay as they are
+ * until something else is called that deep.
+ */
+static void __attribute__((noinline)) wipe_dead_stack(void)
+{
+    unsigned char dead[STACK_DEPTH];
+
+    OPENSSL_cleanse(dead, sizeof(dead));
 }
 
 int
@@ -52,6 +64,7 @@ out:
     secret_free(key);
     OPENSSL_cleanse(shared, sizeof(shared));
     EVP_PKEY_CTX_free(ctx);
+    wipe_dead_stack();
     if (r != KMS_OK)
         ERR_clear_error();
     return r;

@@ -8,6 +8,7 @@ jose_tests = \
 	tests/unit/test_jws \
 	tests/unit/test_jwt \
 	tests/unit/test_kdf \
+	tests/unit/test_wipe \
 	tests/unit/test_vectors_cjose \
 	tests/unit/test_vectors_jose \
 	tests/unit/test_vectors_json \
@@ -49,6 +50,10 @@ tests_unit_test_kdf_SOURCES = tests/unit/test_kdf.c $(jose_vectors)
 tests_unit_test_kdf_CPPFLAGS = $(jose_cppflags)
 tests_unit_test_kdf_CFLAGS = $(jose_cflags)
 tests_unit_test_kdf_LDADD = $(jose_libs)
+tests_unit_test_wipe_SOURCES = tests/unit/test_wipe.c
+tests_unit_test_wipe_CPPFLAGS = $(jose_cppflags)
+tests_unit_test_wipe_CFLAGS = $(jose_cflags)
+tests_unit_test_wipe_LDADD = $(jose_libs)
 tests_unit_test_vectors_cjose_SOURCES = tests/unit/test_vectors_cjose.c $(jose_vectors)
 tests_unit_test_vectors_cjose_CPPFLAGS = $(jose_cppflags)
 tests_unit_test_vectors_cjose_CFLAGS = $(jose_cflags) $(CJOSE_CFLAGS)

@@ -13,6 +13,7 @@
 #include <jansson.h>
 #include <openssl/evp.h>
 #include <stddef.h>
+#include <stdio.h>
 
 #include "proto/buf.h"
 
@@ -22,8 +23,10 @@ const char *vectors_dir(void);
 /* At the head of a test that needs it. */
 #define NEED_VECTORS()                                                                             \
     do {                                                                                           \
-        if (vectors_dir() == NULL)                                                                 \
+        if (vectors_dir() == NULL) {                                                               \
+            fputs("skipped: no test vectors\n", stderr); /* Criterion says it only when verbose */ \
             cr_skip_test("no test vectors: set KMS_VECTORS to their folder");                      \
+        }                                                                                          \
     } while (0)
 
 /* A JSON file of the folder, or of the tests' data; fails the test when it cannot be read.  A new
