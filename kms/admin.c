@@ -7,6 +7,7 @@
  */
 #include "kms/admin.h"
 
+#include <build-config.h>
 #include <errno.h>
 #include <event2/buffer.h>
 #include <event2/bufferevent.h>
@@ -99,7 +100,6 @@ struct call {
     struct uuid op;
     struct peer peer;
     const char *name; /* of an organisation; borrowed from params */
-    struct uuid org;  /* org.add: the new one's id */
 };
 
 static void conn_answered(struct conn *cn);
@@ -492,7 +492,8 @@ org_key_made(void *ctx, uint64_t id, int err, const unsigned char root[HSM_ID_LE
     db_params_init(&p);
     db_uuid(&p, &c->op);
     db_text(&p, c->name);
-    db_uuid(&p, &c->org);
+    /* As its id: a repeated call must make the same one, and op is as random. */
+    db_uuid(&p, &c->op);
     db_int4(&p, 1);
     db_uuid(&p, &root_id);
     db_bytes(&p, wrapped, HSM_WRAPPED_LEN);
@@ -515,9 +516,7 @@ org_add_run(struct call *c)
                         : "the root key is not proven yet; see kmsctl status");
         return;
     }
-    if (uuid_random(&c->org) != KMS_OK)
-        call_refuse(c, RPC_INTERNAL, "no randomness");
-    else if ((r = hsm_wrapping_key_new(c->k->hsm, org_key_made, c, 0)) != KMS_OK)
+    if ((r = hsm_wrapping_key_new(c->k->hsm, org_key_made, c, 0)) != KMS_OK)
         call_refuse(c, KMS_CODE_HSM, kms_strerror(r));
 }
 

@@ -1,9 +1,12 @@
 /*
- * kmsctl_main.c - the administrator's tool: calls of the admin socket, database migrations, configuration checks.
+ * kmsctl_main.c - the administrator's tool: calls of the admin socket, database migrations,
+ * configuration checks.
  *
- * commands[] is the whole of it: words, arguments, options, help and function of each command.  A function that asks the
- * server makes params, calls `ask`, and prints the result as JSON or for people.
+ * commands[] is the whole of it: words, arguments, options, help and function of each command.  A
+ * function that asks the server makes params, calls `ask`, and prints the result as JSON or for
+ * people.
  */
+#include <build-config.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
@@ -49,9 +52,9 @@ struct ctl {
 };
 
 struct command {
-    const char *words; /* "org add" */
-    const char *args;  /* for help: "NAME" */
-    int min, max;      /* how many arguments */
+    const char *words;   /* "org add" */
+    const char *args;    /* for help: "NAME" */
+    int min, max;        /* how many arguments */
     const char *options; /* the letters of those that only some commands have */
     const char *help;
     int (*run)(struct ctl *ctl, int argc, char **argv);
@@ -90,8 +93,8 @@ put_time(struct buf *out, json_int_t ms)
     static const struct {
         long long seconds;
         const char *unit;
-    } units[] = { { 2 * 86400, "d" }, { 2 * 3600, "h" }, { 120, "min" }, { 0, "s" } };
-    static const long long sizes[] = { 86400, 3600, 60, 1 };
+    } units[] = {{2 * 86400, "d"}, {2 * 3600, "h"}, {120, "min"}, {0, "s"}};
+    static const long long sizes[] = {86400, 3600, 60, 1};
     time_t t = (time_t)(ms / 1000);
     long long d = (long long)time(NULL) - t, a = d < 0 ? -d : d;
     char text[32];
@@ -128,10 +131,10 @@ put_text(struct buf *out, const char *s)
 static void
 put_value(struct buf *out, const char *name, const json_t *v)
 {
-    static const char *const times[] = { "started", "reloaded",  "created", "expires", "bound",
-                                         "last",    "destroyed", "now",     "time",    "at",
-                                         "since",   "deleted",   NULL };
-    static const char *const bytes[] = { "rss", "secure_heap_used_bytes", NULL };
+    static const char *const times[] = {"started", "reloaded",  "created", "expires", "bound",
+                                        "last",    "destroyed", "now",     "time",    "at",
+                                        "since",   "deleted",   NULL};
+    static const char *const bytes[] = {"rss", "secure_heap_used_bytes", "bytes", NULL};
     json_int_t n = json_integer_value(v);
     const json_t *e;
     size_t i;
@@ -228,7 +231,8 @@ print_title(const char *name, bool capitals, int columns)
 
 #define COLUMNS_MAX 32
 
-/* Aligned columns; names: of the members to show, NULL-terminated.  Members that no row has are left out. */
+/* Aligned columns; names: of the members to show, NULL-terminated.  Members that no row has are
+ * left out. */
 static void
 print_table(const json_t *rows, const char *const *names)
 {
@@ -282,7 +286,7 @@ print_table(const json_t *rows, const char *const *names)
 static void
 print_whole_table(const json_t *rows)
 {
-    const char *names[COLUMNS_MAX + 1] = { NULL };
+    const char *names[COLUMNS_MAX + 1] = {NULL};
     const char *member;
     json_t *v;
     size_t n = 0;
@@ -295,7 +299,8 @@ print_whole_table(const json_t *rows)
     print_table(rows, names);
 }
 
-/* One member a line, names aligned; objects, tables and text of several lines below their heading. */
+/* One member a line, names aligned; objects, tables and text of several lines below their heading.
+ */
 static void
 print_object(const json_t *obj, int indent)
 {
@@ -342,19 +347,20 @@ print_json(const json_t *v)
 
 /* --- the admin socket --- */
 
-/* Of the configuration only this section: an administrator need not be able to read the daemon's keys. */
+/* Of the configuration only this section: an administrator need not be able to read the daemon's
+ * keys. */
 struct admin_section {
     char *socket, *group, *operators;
 };
 static const struct conf_setting admin_settings[] = {
-    { "admin", "socket", CONF_PATH, offsetof(struct admin_section, socket), "/run/kms/admin.sock", 0,
-      0, "" },
-    { "admin", "group", CONF_STRING, offsetof(struct admin_section, group), "", 0, 0, "" },
-    { "admin", "operators", CONF_LIST, offsetof(struct admin_section, operators), "", 0, 0, "" },
+    {"admin", "socket", CONF_PATH, offsetof(struct admin_section, socket), "/run/kms/admin.sock", 0,
+     0, ""},
+    {"admin", "group", CONF_STRING, offsetof(struct admin_section, group), "", 0, 0, ""},
+    {"admin", "operators", CONF_LIST, offsetof(struct admin_section, operators), "", 0, 0, ""},
 };
-static const char *const other_sections[] = { "kms",    "tls",  "metrics",   "database", "hsm",
-                                              "token",  "hsmd", "lifetimes", "limits",   "log",
-                                              NULL };
+static const char *const other_sections[] = {"kms",    "tls",   "metrics", "database",
+                                             "hsm",    "token", "hsmd",    "lifetimes",
+                                             "limits", "log",   NULL};
 
 static void
 conf_complain(void *ctx, const char *text)
@@ -362,7 +368,8 @@ conf_complain(void *ctx, const char *text)
     complain("%s", text);
 }
 
-/* Its path: --socket, the environment, the configuration file.  0, or an exit status after complaining. */
+/* Its path: --socket, the environment, the configuration file.  0, or an exit status after
+ * complaining. */
 static int
 find_socket(struct ctl *ctl)
 {
@@ -417,7 +424,7 @@ unreachable(const struct ctl *ctl, const char *what)
 static int
 dial(const struct ctl *ctl)
 {
-    struct sockaddr_un sa = { .sun_family = AF_UNIX };
+    struct sockaddr_un sa = {.sun_family = AF_UNIX};
     int fd;
 
     if (strlen(ctl->socket) >= sizeof(sa.sun_path)) {
@@ -428,7 +435,7 @@ dial(const struct ctl *ctl)
     /* Connecting to a Unix socket is done at once, or waits for room in the server's queue. */
     fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd >= 0) {
-        struct timeval tv = { ctl->timeout_ms / 1000, (ctl->timeout_ms % 1000) * 1000 };
+        struct timeval tv = {ctl->timeout_ms / 1000, (ctl->timeout_ms % 1000) * 1000};
 
         setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &tv, sizeof(tv));
         if (connect(fd, (struct sockaddr *)&sa, sizeof(sa)) == 0 &&
@@ -445,7 +452,7 @@ dial(const struct ctl *ctl)
 static int
 wait_for(int fd, short what, int64_t deadline)
 {
-    struct pollfd p = { .fd = fd, .events = what };
+    struct pollfd p = {.fd = fd, .events = what};
     int64_t left = deadline - now_ms();
     int r = left > 0 ? poll(&p, 1, (int)left) : 0;
 
@@ -501,8 +508,8 @@ tell_error(const struct ctl *ctl, const char *method, const json_t *error)
 }
 
 /*
- * Calls a method; takes params over.  0 and *result is the caller's; else an exit status, after complaining.  When the
- * connection breaks the call is sent once more: its op makes that safe.
+ * Calls a method; takes params over.  0 and *result is the caller's; else an exit status, after
+ * complaining.  When the connection breaks the call is sent once more: its op makes that safe.
  */
 static int
 ask(struct ctl *ctl, const char *method, json_t *params, json_t **result)
@@ -545,7 +552,8 @@ ask(struct ctl *ctl, const char *method, json_t *params, json_t **result)
     }
     if (r == KMS_ERR_UNAVAILABLE || r == KMS_ERR_TIMEOUT) {
         complain("%s: %s; it may have been done: repeat it with --op %s", method,
-                 r == KMS_ERR_TIMEOUT ? "no answer in time" : "the server closed the connection", op);
+                 r == KMS_ERR_TIMEOUT ? "no answer in time" : "the server closed the connection",
+                 op);
         status = EXIT_UNREACHABLE;
         goto complained;
     }
@@ -596,13 +604,13 @@ ask_and_show(struct ctl *ctl, const char *method, json_t *params)
 static void
 print_status(const json_t *s)
 {
-    static const char *const head[] = { "version", "node",      "domain",        "listen",   "pid",
-                                        "started", "draining",  "reloaded",      "reload_failed",
-                                        "restarts", "log_level", "keeper",        NULL };
-    static const char *const workers[] = { "worker", "pid", "state",       "database", "hsm",
-                                           "key_set", "rss", "connections", "inflight", "messages",
-                                           "started", NULL };
-    static const char *const tail[] = { "database", "stats", "sweeper", NULL };
+    static const char *const head[] = {
+        "version",  "node",          "domain",   "listen",    "pid",    "started", "draining",
+        "reloaded", "reload_failed", "restarts", "log_level", "keeper", NULL};
+    static const char *const workers[] = {"worker",   "pid",      "state",   "database",
+                                          "hsm",      "key_set",  "rss",     "connections",
+                                          "inflight", "messages", "started", NULL};
+    static const char *const tail[] = {"database", "stats", "sweeper", NULL};
     json_t *part = json_object();
     const json_t *reason;
     size_t i;
@@ -731,15 +739,30 @@ run_drain(struct ctl *ctl, int argc, char **argv)
     return ask_and_show(ctl, "drain", json_pack("{s:b}", "exit", ctl->exit));
 }
 
-/* The summary line of an entry, whatever its organisation's log calls the rest. */
+/* Of each entry what fits a line: who did what to what, and was it allowed. */
 static void
 print_entries(const json_t *entries, bool heading)
 {
-    static const char *const names[] = { "seq",  "at",     "action", "verdict", "actor",
-                                         "subject", "client", "target", "request", NULL };
+    static const char *const names[] = {"entry",   "at",       "org_name", "action",
+                                        "verdict", "subject",  "behalf",   "client",
+                                        "keys",    "resource", NULL};
+    json_t *rows = json_array(), *e;
+    size_t i;
 
-    if (heading || json_array_size(entries) > 0)
-        print_table(entries, names);
+    json_array_foreach(entries, i, e)
+    {
+        const json_t *keys = json_object_get(e, "keys");
+        json_t *row = json_copy(e);
+
+        if (json_integer_value(json_object_get(e, "verdict")) == 0)
+            json_object_set_new(row, "verdict", json_string("done"));
+        if (json_array_size(keys) > 1)
+            json_object_set_new(row, "keys", json_sprintf("%zu keys", json_array_size(keys)));
+        json_array_append_new(rows, row);
+    }
+    if (heading || json_array_size(rows) > 0)
+        print_table(rows, names);
+    json_decref(rows);
 }
 
 static int
@@ -769,7 +792,7 @@ run_audit_tail(struct ctl *ctl, int argc, char **argv)
         }
         json_array_foreach(entries, i, e)
         {
-            json_int_t seq = json_integer_value(json_object_get(e, "seq"));
+            json_int_t seq = json_integer_value(json_object_get(e, "entry"));
 
             after = seq > after ? seq : after;
         }
@@ -807,6 +830,70 @@ run_config_check(struct ctl *ctl, int argc, char **argv)
     return EXIT_OK;
 }
 
+/* Where the database is: --url, the environment; "" leaves it to libpq's own variables. */
+static const char *
+database_url(const struct ctl *ctl)
+{
+    const char *env = getenv("KMS_DATABASE_URL");
+
+    return ctl->url != NULL ? ctl->url : env != NULL ? env : "";
+}
+
+static int
+database_status(int r)
+{
+    if (r == KMS_ERR_UNAVAILABLE)
+        complain(
+            "name the database with --url, KMS_DATABASE_URL or libpq's variables (PGHOST, ...)");
+    return r == KMS_OK ? EXIT_OK : r == KMS_ERR_UNAVAILABLE ? EXIT_UNREACHABLE : EXIT_REFUSED;
+}
+
+/* Progress is for people, and goes where it cannot be taken for the answer. */
+static void
+say_progress(void *ctx, const char *text)
+{
+    fprintf(stderr, "kmsctl: %s\n", text);
+}
+
+static void
+collect_migration(void *ctx, const struct migrate_row *row)
+{
+    const char *state = !row->known               ? "newer than this program"
+                        : row->changed            ? "changed since"
+                        : row->applied_at != NULL ? "applied"
+                                                  : "missing";
+
+    json_array_append_new(ctx, json_pack("{s:i, s:s, s:s, s:s?}", "migration", row->number, "name",
+                                         row->name, "state", state, "applied", row->applied_at));
+}
+
+static int
+run_database_status(struct ctl *ctl, int argc, char **argv)
+{
+    json_t *rows = json_array();
+    int r = migrate_status(database_url(ctl), collect_migration, say_progress, rows);
+
+    if (r == KMS_OK && ctl->json)
+        print_json(rows);
+    else if (r == KMS_OK)
+        print_whole_table(rows);
+    json_decref(rows);
+    return database_status(r);
+}
+
+static int
+run_database_migrate(struct ctl *ctl, int argc, char **argv)
+{
+    int r = migrate(database_url(ctl), say_progress, NULL);
+
+    if (r != KMS_OK)
+        return database_status(r);
+    if (ctl->json)
+        return run_database_status(ctl, argc, argv);
+    puts("the schema is what this program knows");
+    return EXIT_OK;
+}
+
 static int run_completion(struct ctl *ctl, int argc, char **argv);
 
 /* --- the commands --- */
@@ -815,59 +902,59 @@ enum { OPT_SOCKET = 1000, OPT_CONFIG, OPT_TIMEOUT, OPT_OP, OPT_VERSION };
 
 /* Letters stand for options that only some commands take (commands[].options). */
 static const struct option options[] = {
-    { "socket", required_argument, NULL, OPT_SOCKET },
-    { "config", required_argument, NULL, OPT_CONFIG },
-    { "json", no_argument, NULL, 'j' },
-    { "timeout", required_argument, NULL, OPT_TIMEOUT },
-    { "op", required_argument, NULL, OPT_OP },
-    { "help", no_argument, NULL, 'h' },
-    { "version", no_argument, NULL, OPT_VERSION },
-    { "url", required_argument, NULL, 'u' },
-    { "bits", required_argument, NULL, 'b' },
-    { "exit", no_argument, NULL, 'x' },
-    { "limit", required_argument, NULL, 'n' },
-    { "follow", no_argument, NULL, 'f' },
-    { NULL, 0, NULL, 0 },
+    {"socket", required_argument, NULL, OPT_SOCKET},
+    {"config", required_argument, NULL, OPT_CONFIG},
+    {"json", no_argument, NULL, 'j'},
+    {"timeout", required_argument, NULL, OPT_TIMEOUT},
+    {"op", required_argument, NULL, OPT_OP},
+    {"help", no_argument, NULL, 'h'},
+    {"version", no_argument, NULL, OPT_VERSION},
+    {"url", required_argument, NULL, 'u'},
+    {"bits", required_argument, NULL, 'b'},
+    {"exit", no_argument, NULL, 'x'},
+    {"limit", required_argument, NULL, 'n'},
+    {"follow", no_argument, NULL, 'f'},
+    {NULL, 0, NULL, 0},
 };
 
 static const struct {
     char letter;
     const char *text;
 } option_help[] = {
-    { 'u', "  --url URL      connection string of the database's owner; default: PGHOST, PGDATABASE, ...\n"
-           "                 as libpq reads them, or the string in the file that KMS_DATABASE_URL_FILE names" },
-    { 'b', "  --bits N       size of the static RSA key: 2048, 3072 (default) or 4096" },
-    { 'x', "  --exit         finish what is under way, then end the server" },
-    { 'n', "  --limit N      at most so many entries (default 20, at most 1000)" },
-    { 'f', "  --follow       go on with new entries as they are made" },
+    {'u', "  --url URL      connection string of the database's owner; default: KMS_DATABASE_URL,\n"
+          "                 else what libpq's variables say (PGHOST, PGDATABASE, PGSERVICE, ...)"},
+    {'b', "  --bits N       size of the static RSA key: 2048, 3072 (default) or 4096"},
+    {'x', "  --exit         finish what is under way, then end the server"},
+    {'n', "  --limit N      at most so many entries (default 20, at most 1000)"},
+    {'f', "  --follow       go on with new entries as they are made"},
 };
 
 static const struct command commands[] = {
-    { "status", "", 0, 0, "", "is the server fit to serve, and what is it doing", run_status },
-    { "database migrate", "", 0, 0, "u", "make or upgrade the schema; needs no running server",
-      run_database_migrate },
-    { "database status", "", 0, 0, "u", "the schema's version and what is to be applied",
-      run_database_status },
-    { "hsm init", "", 0, 0, "b", "make the keys that the token does not have yet", run_hsm_init },
-    { "hsm status", "", 0, 0, "", "the token, its keys, what it can do", run_hsm_status },
-    { "org add", "NAME", 1, 1, "", "add an organisation, named as tokens name it", run_org_add },
-    { "org list", "", 0, 0, "", "all organisations", run_org_list },
-    { "org show", "NAME", 1, 1, "", "one organisation and its figures", run_org_show },
-    { "org suspend", "NAME", 1, 1, "", "refuse every request of it, until resumed", run_org_suspend },
-    { "org resume", "NAME", 1, 1, "", "serve it again", run_org_resume },
-    { "key show", "ID", 1, 1, "", "what is known of a content key, but not the key", run_key_show },
-    { "resource show", "ID", 1, 1, "", "a resource, its authorisations, the number of its keys",
-      run_resource_show },
-    { "audit tail", "[ORG]", 0, 1, "nf", "the last entries of an organisation's log, or the installation's own",
-      run_audit_tail },
-    { "log level", "[LEVEL]", 0, 1, "", "tell or set: error, warn, info, debug", run_log_level },
-    { "reload", "", 0, 0, "", "read the configuration again, dropping no connection", run_reload },
-    { "drain", "", 0, 0, "x", "take no new connections", run_drain },
-    { "config sample", "", 0, 0, "", "print a configuration with every setting explained",
-      run_config_sample },
-    { "config check", "[FILE]", 0, 1, "", "tell everything that is wrong in a configuration",
-      run_config_check },
-    { "completion bash", "", 0, 0, "", "print a completion script for bash", run_completion },
+    {"status", "", 0, 0, "", "is the server fit to serve, and what is it doing", run_status},
+    {"database migrate", "", 0, 0, "u", "make or upgrade the schema; needs no running server",
+     run_database_migrate},
+    {"database status", "", 0, 0, "u", "the schema's version and what is to be applied",
+     run_database_status},
+    {"hsm init", "", 0, 0, "b", "make the keys that the token does not have yet", run_hsm_init},
+    {"hsm status", "", 0, 0, "", "the token, its keys, what it can do", run_hsm_status},
+    {"org add", "NAME", 1, 1, "", "add an organisation, named as tokens name it", run_org_add},
+    {"org list", "", 0, 0, "", "all organisations", run_org_list},
+    {"org show", "NAME", 1, 1, "", "one organisation and its figures", run_org_show},
+    {"org suspend", "NAME", 1, 1, "", "refuse every request of it, until resumed", run_org_suspend},
+    {"org resume", "NAME", 1, 1, "", "serve it again", run_org_resume},
+    {"key show", "ID", 1, 1, "", "what is known of a content key, but not the key", run_key_show},
+    {"resource show", "ID", 1, 1, "", "a resource, its authorisations, the number of its keys",
+     run_resource_show},
+    {"audit tail", "[ORG]", 0, 1, "nf",
+     "the last entries of an organisation's log, or the installation's own", run_audit_tail},
+    {"log level", "[LEVEL]", 0, 1, "", "tell or set: error, warn, info, debug", run_log_level},
+    {"reload", "", 0, 0, "", "read the configuration again, dropping no connection", run_reload},
+    {"drain", "", 0, 0, "x", "take no new connections", run_drain},
+    {"config sample", "", 0, 0, "", "print a configuration with every setting explained",
+     run_config_sample},
+    {"config check", "[FILE]", 0, 1, "", "tell everything that is wrong in a configuration",
+     run_config_check},
+    {"completion bash", "", 0, 0, "", "print a completion script for bash", run_completion},
 };
 #define COMMANDS (sizeof(commands) / sizeof(commands[0]))
 
@@ -959,7 +1046,8 @@ print_help(FILE *out)
           "  --op UUID      repeat a command whose outcome was not known, safely\n"
           "  --help         of a command, after its words\n"
           "\n"
-          "Exit status: 0 done, 1 refused or failed, 2 wrong usage, 3 the server cannot be reached.\n",
+          "Exit status: 0 done, 1 refused or failed, 2 wrong usage, 3 the server cannot be "
+          "reached.\n",
           out);
 }
 
@@ -1079,7 +1167,7 @@ parse_options(struct ctl *ctl, int argc, char **argv, bool *help, char *given)
 int
 main(int argc, char **argv)
 {
-    struct ctl ctl = { .timeout_ms = 30000, .bits = 3072, .limit = 20 };
+    struct ctl ctl = {.timeout_ms = 30000, .bits = 3072, .limit = 20};
     const struct command *c;
     char *given = calloc((size_t)argc + 1, 1);
     bool help = false;

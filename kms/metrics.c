@@ -7,6 +7,7 @@
  */
 #include "kms/metrics.h"
 
+#include <build-config.h>
 #include <inttypes.h>
 #include <jansson.h>
 #include <stdlib.h>
