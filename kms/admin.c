@@ -7,7 +7,6 @@
  */
 #include "kms/admin.h"
 
-#include <build-config.h>
 #include <errno.h>
 #include <event2/buffer.h>
 #include <event2/bufferevent.h>

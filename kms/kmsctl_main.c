@@ -6,7 +6,6 @@
  * function that asks the server makes params, calls `ask`, and prints the result as JSON or for
  * people.
  */
-#include <build-config.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>

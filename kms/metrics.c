@@ -7,7 +7,6 @@
  */
 #include "kms/metrics.h"
 
-#include <build-config.h>
 #include <inttypes.h>
 #include <jansson.h>
 #include <stdlib.h>
