@@ -394,7 +394,8 @@ conn_call_done(struct conn *c)
     /* The primary message only: DETAIL may hold row values. */
     log_error("the database refused a call", "statement", c->db->statements[call->statement].name,
               "sqlstate", state, "message", PQresultErrorField(res, PG_DIAG_MESSAGE_PRIMARY), NULL);
-    call_end(call, KMS_ERR_STATE, NULL, state);
+    /* It was rolled back, but of an earlier sending nobody knows. */
+    call_end(call, call->unknown ? KMS_ERR_TIMEOUT : KMS_ERR_STATE, NULL, state);
     PQclear(res);
 }
 

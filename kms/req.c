@@ -681,6 +681,11 @@ req_unwrap(struct req *rq)
     }
     if (rq->failed != KMS_OK) {
         count_add(CT_HSM_FAILURES, 1);
+        rq->code = KMS_CODE_HSM;
+        /* A key that was bound stays bound, so 503 would be untrue; binding it again is answered
+         * with the key (protocol section 4). */
+        if (rq->msg.op == OP_KEY_BIND)
+            return req_end(rq, REQ_UNKNOWN);
         return refuse(rq, KMS_CODE_HSM, NULL);
     }
     count_add(CT_KEYS_RELEASED, rq->n_released);
