@@ -7,4 +7,6 @@ include tests/unit/web.mk
 include tests/fuzz/jose.mk
 include tests/fuzz/msg.mk
 include tests/bench/local.mk
+include tests/faults/local.mk
 include tests/unit/kms.mk
+include tests/clients/local.mk

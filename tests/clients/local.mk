@@ -1,0 +1,21 @@
+# The tests by other people's clients, as the archive has them.
+EXTRA_DIST += \
+	tests/clients/README.md \
+	tests/clients/authorizations.test.mjs \
+	tests/clients/channel.test.mjs \
+	tests/clients/http.test.mjs \
+	tests/clients/keys.test.mjs \
+	tests/clients/lib/env.mjs \
+	tests/clients/lib/instance.mjs \
+	tests/clients/lib/kms.mjs \
+	tests/clients/lib/raw.mjs \
+	tests/clients/lib/reporter.mjs \
+	tests/clients/lib/tokens.mjs \
+	tests/clients/lib/webex.mjs \
+	tests/clients/package-lock.json \
+	tests/clients/package.json \
+	tests/clients/restart.test.mjs \
+	tests/clients/run.sh \
+	tests/clients/sdk.test.mjs \
+	tests/clients/tokens.test.mjs \
+	tests/clients/transport.test.mjs
