@@ -101,6 +101,8 @@ key_make(EVP_PKEY **out, const char *type, OSSL_PARAM_BLD *bld)
     }
     if ((check = EVP_PKEY_CTX_new(key, NULL)) == NULL)
         goto out;
+    /* For RSA with random witnesses: a crooked modulus may pass one time and not the next, a good
+     * one always does. */
     if (EVP_PKEY_public_check(check) != 1) {
         r = KMS_ERR_KEY;
         goto out;
@@ -181,13 +183,8 @@ get_p256(EVP_PKEY **out, const json_t *jwk)
 {
     unsigned char point[POINT_LEN] = {POINT_CONVERSION_UNCOMPRESSED};
     OSSL_PARAM_BLD *bld;
-    const char *crv;
     int r;
 
-    if ((r = get_string(jwk, "crv", 64, &crv)) != KMS_OK)
-        return r;
-    if (strcmp(crv, "P-256") != 0)
-        return KMS_ERR_ALGORITHM;
     if ((r = get_octets(jwk, "x", point + 1, COORD_LEN)) != KMS_OK ||
         (r = get_octets(jwk, "y", point + 1 + COORD_LEN, COORD_LEN)) != KMS_OK)
         return r;
@@ -205,13 +202,8 @@ static int
 get_ed25519(EVP_PKEY **out, const json_t *jwk)
 {
     unsigned char pub[ED25519_LEN];
-    const char *crv;
     int r;
 
-    if ((r = get_string(jwk, "crv", 64, &crv)) != KMS_OK)
-        return r;
-    if (strcmp(crv, "Ed25519") != 0)
-        return KMS_ERR_ALGORITHM;
     if ((r = get_octets(jwk, "x", pub, sizeof(pub))) != KMS_OK)
         return r;
     if ((*out = EVP_PKEY_new_raw_public_key(EVP_PKEY_ED25519, NULL, pub, sizeof(pub))) == NULL) {
@@ -223,30 +215,37 @@ get_ed25519(EVP_PKEY **out, const json_t *jwk)
 
 static const struct kind {
     const char *kty;
+    const char *crv; /* NULL: it has none */
     int (*get)(EVP_PKEY **out, const json_t *jwk);
     const char *members[4]; /* required, in the order of RFC 7638; NULL ends them */
 } kinds[] = {
-    {"RSA", get_rsa, {"e", "kty", "n", NULL}},
-    {"EC", get_p256, {"crv", "kty", "x", "y"}},
-    {"OKP", get_ed25519, {"crv", "kty", "x", NULL}},
+    {"RSA", NULL, get_rsa, {"e", "kty", "n", NULL}},
+    {"EC", "P-256", get_p256, {"crv", "kty", "x", "y"}},
+    {"OKP", "Ed25519", get_ed25519, {"crv", "kty", "x", NULL}},
 };
 
 static int
 kind_find(const struct kind **out, const json_t *jwk)
 {
-    const char *kty;
+    const char *kty, *crv;
     size_t i;
     int r;
 
     if ((r = get_string(jwk, "kty", 64, &kty)) != KMS_OK)
         return r;
-    for (i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++) {
-        if (strcmp(kty, kinds[i].kty) == 0) {
-            *out = &kinds[i];
-            return KMS_OK;
-        }
+    for (i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++)
+        if (strcmp(kty, kinds[i].kty) == 0)
+            break;
+    if (i == sizeof(kinds) / sizeof(kinds[0]))
+        return KMS_ERR_ALGORITHM;
+    if (kinds[i].crv != NULL) {
+        if ((r = get_string(jwk, "crv", 64, &crv)) != KMS_OK)
+            return r;
+        if (strcmp(crv, kinds[i].crv) != 0)
+            return KMS_ERR_ALGORITHM;
     }
-    return KMS_ERR_ALGORITHM;
+    *out = &kinds[i];
+    return KMS_OK;
 }
 
 int
@@ -425,31 +424,52 @@ jwk_from_oct(const char *kid, const unsigned char key[SECRET_LEN])
     return NULL;
 }
 
+/* Whether a required member has the one spelling that it can have; kty and crv were looked at by
+ * kind_find. */
+static int
+check_member(const json_t *jwk, const char *name)
+{
+    unsigned char octets[COORD_LEN];
+    BIGNUM *n = NULL;
+    int r;
+
+    if (strcmp(name, "kty") == 0 || strcmp(name, "crv") == 0)
+        return KMS_OK;
+    if (strcmp(name, "n") != 0 && strcmp(name, "e") != 0)
+        return get_octets(jwk, name, octets, sizeof(octets));
+    r = get_number(jwk, name, &n);
+    BN_free(n);
+    return r;
+}
+
+/* Of the text of the members: whether they make a good key is not asked here, for OpenSSL answers
+ * that at leisure. */
 int
 jwk_thumbprint(unsigned char out[JWK_THUMBPRINT_LEN], const json_t *jwk)
 {
     struct buf text = BUF_INIT;
     const struct kind *kind;
-    EVP_PKEY *key = NULL;
     json_t *sorted = NULL;
+    const char *name;
     size_t i;
     int r;
 
-    /* Only a key that is right has one; reading is strict, so its members have no other spelling.
-     */
-    if ((r = kind_find(&kind, jwk)) != KMS_OK || (r = kind->get(&key, jwk)) != KMS_OK)
+    if ((r = kind_find(&kind, jwk)) != KMS_OK)
         return r;
-    r = KMS_ERR_NOMEM;
     if ((sorted = json_object()) == NULL)
-        goto out;
-    for (i = 0; i < 4 && kind->members[i] != NULL; i++)
-        if (json_object_set(sorted, kind->members[i], json_object_get(jwk, kind->members[i])) != 0)
+        return KMS_ERR_NOMEM;
+    for (i = 0; i < 4 && (name = kind->members[i]) != NULL; i++) {
+        if ((r = check_member(jwk, name)) != KMS_OK)
             goto out;
+        if (json_object_set(sorted, name, json_object_get(jwk, name)) != 0) {
+            r = KMS_ERR_NOMEM;
+            goto out;
+        }
+    }
     if ((r = kms_json_put(&text, sorted)) == KMS_OK)
         SHA256(text.data, text.len, out);
 out:
     json_decref(sorted);
-    EVP_PKEY_free(key);
     buf_release(&text);
     return r;
 }

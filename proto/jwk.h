@@ -30,7 +30,10 @@ json_t *jwk_from_rsa(const unsigned char *n, size_t n_len, const unsigned char *
 /* {kid, kty:"oct", k}; kid may be NULL. */
 json_t *jwk_from_oct(const char *kid, const unsigned char key[SECRET_LEN]);
 
-/* SHA-256 thumbprint (RFC 7638) of an RSA, EC P-256 or Ed25519 key, read as strictly as above; private members do not matter. */
+/*
+ * SHA-256 thumbprint (RFC 7638) of an RSA, EC P-256 or Ed25519 key, whose members are read as strictly as above; whether
+ * they make a good key is for jwk_get_public to say.  Private members do not matter.
+ */
 int jwk_thumbprint(unsigned char out[JWK_THUMBPRINT_LEN], const json_t *jwk);
 
 #endif

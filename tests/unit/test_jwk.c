@@ -306,9 +306,34 @@ Test(jwk, thumbprints_are_those_of_the_rfcs)
         cr_expect_str_eq(text, rows[i].want, "%s: %s", rows[i].name, text);
         json_decref(jwk);
     }
-    jwk = parse("{\"kty\":\"oct\",\"k\":\"" RFC_X "\"}");
-    cr_expect_eq(jwk_thumbprint(digest, jwk), KMS_ERR_ALGORITHM);
-    json_decref(jwk);
+}
+
+Test(jwk, only_the_one_spelling_of_a_key_has_a_thumbprint)
+{
+    static const struct {
+        const char *text;
+        int want;
+    } rows[] = {
+        {"{\"kty\":\"oct\",\"k\":\"" RFC_X "\"}", KMS_ERR_ALGORITHM},
+        {"{\"kty\":\"EC\",\"crv\":\"P-384\",\"x\":\"" RFC_X "\",\"y\":\"" RFC_Y "\"}",
+         KMS_ERR_ALGORITHM},
+        {P256(RFC_X "=", RFC_Y), KMS_ERR_MEMBER},
+        {P256("MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D5", RFC_Y), KMS_ERR_SYNTAX},
+        {RSA("AA" RFC_N, "AQAB"), KMS_ERR_MEMBER},
+        {RSA(RFC_N, "AAEAAQ"), KMS_ERR_MEMBER},
+        {"{\"kty\":\"RSA\",\"n\":\"" RFC_N "\"}", KMS_ERR_MEMBER},
+        {"{\"kty\":\"OKP\",\"crv\":\"Ed25519\",\"x\":1}", KMS_ERR_MEMBER},
+        {"{}", KMS_ERR_MEMBER},
+    };
+    unsigned char digest[JWK_THUMBPRINT_LEN];
+    json_t *jwk;
+    size_t i;
+
+    for (i = 0; i < N(rows); i++) {
+        jwk = parse(rows[i].text);
+        cr_expect_eq(jwk_thumbprint(digest, jwk), rows[i].want, "%s", rows[i].text);
+        json_decref(jwk);
+    }
 }
 
 Test(secret, the_heap_says_so_when_it_is_full)
