@@ -15,13 +15,13 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION record_admin IS 'Writes an entry about what an operator or the keeper has done';
 
-CREATE FUNCTION done_before(p_org uuid, p_op uuid, OUT found boolean, OUT verdict integer, OUT result jsonb)
+CREATE FUNCTION done_before(p_org uuid, p_op uuid, OUT seen boolean, OUT verdict integer, OUT result jsonb)
 LANGUAGE plpgsql AS $$
 BEGIN
     SELECT e.verdict, e.detail INTO verdict, result FROM entries e
      WHERE e.org_id IN (p_org, nobody()) AND e.op_id = p_op;
-    found := FOUND;
-    IF found THEN
+    seen := FOUND;
+    IF seen THEN
         PERFORM touch_fence();
     END IF;
 END $$;
@@ -44,7 +44,7 @@ DECLARE
     v_row organisations;
 BEGIN
     SELECT * INTO v_before FROM done_before(org, op);
-    IF v_before.found THEN
+    IF v_before.seen THEN
         verdict := v_before.verdict;
         result := v_before.result;
     ELSIF name !~ '^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$' OR generation <> 1 THEN
@@ -106,7 +106,7 @@ BEGIN
     END IF;
     SELECT o.* INTO v_row FROM organisations o WHERE o.name = org_set_state.name FOR NO KEY UPDATE;
     SELECT * INTO v_before FROM done_before(coalesce(v_row.org_id, nobody()), op);
-    IF v_before.found THEN
+    IF v_before.seen THEN
         verdict := v_before.verdict;
         result := v_before.result;
     ELSIF v_row.org_id IS NULL THEN
@@ -136,7 +136,7 @@ DECLARE
 BEGIN
     SELECT o.* INTO v_row FROM organisations o WHERE o.org_id = org FOR NO KEY UPDATE;
     SELECT * INTO v_before FROM done_before(coalesce(v_row.org_id, nobody()), op);
-    IF v_before.found THEN
+    IF v_before.seen THEN
         verdict := v_before.verdict;
         result := v_before.result;
     ELSIF v_row.org_id IS NULL THEN
@@ -281,7 +281,7 @@ DECLARE
     v_before record;
 BEGIN
     SELECT * INTO v_before FROM done_before(nobody(), op);
-    IF NOT v_before.found THEN
+    IF NOT v_before.seen THEN
         PERFORM record_admin(nobody(), op, actor, action, verdict, detail);
     END IF;
 END $$;
@@ -387,6 +387,10 @@ BEGIN
         'authorizations', row_estimate('kms.authorizations'),
         'channels', row_estimate('kms.channels'),
         'entries', row_estimate('kms.entries'),
+        'oldest_wrapping_key', (SELECT ms(min(w.created_at)) FROM organisations o
+                                  JOIN wrapping_keys w ON w.org_id = o.org_id AND w.generation = o.generation),
+        'most_wraps', (SELECT max(w.wraps) FROM organisations o
+                         JOIN wrapping_keys w ON w.org_id = o.org_id AND w.generation = o.generation),
         'bytes', pg_database_size(current_database()));
 END $$;
 COMMENT ON FUNCTION stats IS 'Figures for operators; of large tables the planner''s estimate';
