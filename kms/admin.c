@@ -257,12 +257,13 @@ shown(void *ctx, int err, const PGresult *res, const char *sqlstate)
 
     if (!call_got(c, err))
         return;
-    if (PQntuples(res) == 0)
-        call_refuse(c, KMS_CODE_NOT_FOUND, NULL);
+    if (PQntuples(res) != 1)
+        call_refuse(c, RPC_INTERNAL, "the database's answer is malformed");
     else if (!call_json(c, res, 0, 0, &j))
         return;
     else if (j == NULL)
-        call_refuse(c, KMS_CODE_NOT_FOUND, NULL);
+        call_refuse(c, KMS_CODE_NOT_FOUND,
+                    c->name != NULL ? "no organisation of this name" : "nothing has this id");
     else
         call_answer(c, j);
 }
@@ -286,8 +287,6 @@ judged(void *ctx, int err, const PGresult *res, const char *sqlstate)
     if (verdict != 0) {
         const char *why = json_string_value(json_object_get(j, "why"));
 
-        if (why == NULL && verdict == KMS_CODE_NOT_FOUND && c->name != NULL)
-            why = "there is no organisation of that name";
         call_refuse(c, verdict, why);
         json_decref(j);
         return;

@@ -130,9 +130,20 @@ put_text(struct buf *out, const char *s)
 static void
 put_value(struct buf *out, const char *name, const json_t *v)
 {
-    static const char *const times[] = {"started", "reloaded",  "created", "expires", "bound",
-                                        "last",    "destroyed", "now",     "time",    "at",
-                                        "since",   "deleted",   NULL};
+    static const char *const times[] = {"started",
+                                        "reloaded",
+                                        "created",
+                                        "expires",
+                                        "bound",
+                                        "last",
+                                        "destroyed",
+                                        "now",
+                                        "time",
+                                        "at",
+                                        "since",
+                                        "deleted",
+                                        "oldest_wrapping_key",
+                                        NULL};
     static const char *const bytes[] = {"rss", "secure_heap_used_bytes", "bytes", NULL};
     json_int_t n = json_integer_value(v);
     const json_t *e;

@@ -189,7 +189,7 @@ put_keeper(struct buf *out, struct keeper *k)
            (double)k->rotation_failures);
 }
 
-/* Each number that kms.stats() has, at its top or one level down. */
+/* Each number that kms.stats() has; times become seconds, as everywhere. */
 static void
 put_stats(struct buf *out, const json_t *stats)
 {
@@ -200,12 +200,14 @@ put_stats(struct buf *out, const json_t *stats)
         return;
     json_object_foreach((json_t *)(uintptr_t)stats, name, v)
     {
+        bool is_time = strcmp(name, "oldest_wrapping_key") == 0;
         char full[96];
 
         if (!json_is_number(v))
             continue;
-        snprintf(full, sizeof(full), "database_%.64s", name);
-        single(out, full, "gauge", "Figure of the database, by kms.stats().", json_number_value(v));
+        snprintf(full, sizeof(full), "database_%.64s%s", name, is_time ? "_time_seconds" : "");
+        single(out, full, "gauge", "Figure of the database, by kms.stats().",
+               json_number_value(v) / (is_time ? 1000 : 1));
     }
 }
 

@@ -266,7 +266,7 @@ set_names() {
     pg_data=$pg_root/data
     pg_run=$run/pg
     pg_bin=$(postgres_bin)
-    database=postgresql://kms_owner@${pg_run//\//%2F}/kms
+    database=postgresql://kms_admin@${pg_run//\//%2F}/kms
     admin_socket=$run/admin.sock
     kmsctl=$dir/bin/kmsctl
     client=$dir/bin/kms-client
@@ -288,7 +288,7 @@ start_postgres() {
         rm -rf "$pg_root"
         mkdir -p "$pg_root"
         if $root; then chown postgres: "$pg_root"; fi
-        as_postgres "$pg_bin/initdb" -D "$pg_data" -U kms_owner -A trust -E UTF8 --locale=C -k >"$dir/log/initdb.log" 2>&1 ||
+        as_postgres "$pg_bin/initdb" -D "$pg_data" -U kms_admin -A trust -E UTF8 --locale=C -k >"$dir/log/initdb.log" 2>&1 ||
             die "initdb failed; see $dir/log/initdb.log"
         # Only its own socket, in a folder that only its user can enter, so trust is enough.
         as_postgres sh -c "cat >>'$pg_data/postgresql.conf'" <<END
