@@ -14,7 +14,6 @@
 #include <event2/listener.h>
 #include <grp.h>
 #include <jansson.h>
-#include <openssl/pem.h>
 #include <pwd.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -29,10 +28,10 @@
 #include "kms/db.h"
 #include "kms/keeper.h"
 #include "kms/shared.h"
+#include "kms/static_key.h"
 #include "proto/buf.h"
 #include "proto/err.h"
 #include "proto/json.h"
-#include "proto/jwk.h"
 #include "proto/msg.h"
 
 #define CONNECTIONS_MAX 32
@@ -407,28 +406,6 @@ status_run(struct call *c)
 
 /* --- hsm.status, hsm.init --- */
 
-/* Adds the static key as a certificate authority wants it. */
-static void
-add_static_key(const struct hsm_info *info, json_t *o)
-{
-    json_t *jwk = NULL;
-    EVP_PKEY *key = NULL;
-    BIO *mem = NULL;
-    char *text;
-    long len;
-
-    if (info->static_n_len == 0)
-        return;
-    jwk = jwk_from_rsa(info->static_n, info->static_n_len, info->static_e, info->static_e_len);
-    if (jwk != NULL && jwk_get_public(&key, jwk) == KMS_OK &&
-        (mem = BIO_new(BIO_s_mem())) != NULL && PEM_write_bio_PUBKEY(mem, key) == 1 &&
-        (len = BIO_get_mem_data(mem, &text)) > 0)
-        set(o, "static_public_key", json_stringn(text, (size_t)len));
-    BIO_free(mem);
-    EVP_PKEY_free(key);
-    json_decref(jwk);
-}
-
 static void
 hsm_told(void *ctx, uint64_t id, unsigned index, int err, const unsigned char *p, size_t len)
 {
@@ -443,7 +420,7 @@ hsm_told(void *ctx, uint64_t id, unsigned index, int err, const unsigned char *p
         call_refuse(c, RPC_INTERNAL, "hsmd's answer is malformed");
         return;
     }
-    add_static_key(hsm_get_info(c->k->hsm), o);
+    static_key_put(o, hsm_get_info(c->k->hsm));
     keeper_check_root(c->k);
     call_answer(c, o);
 }

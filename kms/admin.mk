@@ -3,10 +3,15 @@ KEEPER_SOURCES = \
 	kms/admin.c kms/admin.h \
 	kms/config.c kms/config.h \
 	kms/keeper.c kms/keeper.h \
-	kms/metrics.c kms/metrics.h
+	kms/metrics.c kms/metrics.h \
+	kms/static_key.c kms/static_key.h
 
 bin_PROGRAMS += kms/kmsctl
-kms_kmsctl_SOURCES = kms/kmsctl_main.c kms/config.c kms/config.h
+kms_kmsctl_SOURCES = \
+	kms/kmsctl_main.c \
+	kms/config.c kms/config.h \
+	kms/static_key.c kms/static_key.h \
+	kms/table.c kms/table.h
 kms_kmsctl_CPPFLAGS = $(AM_CPPFLAGS) $(PQ_CFLAGS)
 kms_kmsctl_LDADD = $(SQL_LIBS) $(HSM_LIBS) $(PROTO_LIBS) $(PQ_LIBS)
 

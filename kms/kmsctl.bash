@@ -4,13 +4,13 @@ _kmsctl()
     local cur=${COMP_WORDS[COMP_CWORD]} words= i
     for ((i = 1; i < COMP_CWORD; i++)); do
         case ${COMP_WORDS[i]} in
-        --socket | --config | --timeout | --op | --url | --bits | --limit) ((i++)) ;;
+        --socket | --config | --timeout | --op | --url | --hsm-socket | --bits | --limit) ((i++)) ;;
         -*) ;;
         *) words+="${words:+ }${COMP_WORDS[i]}" ;;
         esac
     done
     if [[ $cur == -* ]]; then
-        set -- --socket --config --json --timeout --op --help --version --url --bits --exit --limit --follow
+        set -- --socket --config --json --timeout --op --help --version --url --hsm-socket --bits --exit --limit --follow
         COMPREPLY=($(compgen -W "$*" -- "$cur"))
         return
     fi

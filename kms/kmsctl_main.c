@@ -7,6 +7,7 @@
  * people.
  */
 #include <errno.h>
+#include <event2/event.h>
 #include <fcntl.h>
 #include <getopt.h>
 #include <inttypes.h>
@@ -22,7 +23,11 @@
 #include <unistd.h>
 
 #include "hsm/conf.h"
+#include "hsm/hsm.h"
+#include "hsm/log.h"
 #include "kms/config.h"
+#include "kms/static_key.h"
+#include "kms/table.h"
 #include "proto/buf.h"
 #include "proto/err.h"
 #include "proto/json.h"
@@ -42,6 +47,7 @@ struct ctl {
     const char *config;
     const char *url;
     const char *op;
+    const char *hsm_socket;
     bool json;
     bool exit;
     bool follow;
@@ -71,281 +77,6 @@ complain(const char *fmt, ...)
     vfprintf(stderr, fmt, ap);
     va_end(ap);
     fputc('\n', stderr);
-}
-
-/* --- for people: text, times, tables --- */
-
-static bool
-named(const char *name, const char *const *names)
-{
-    for (; *names != NULL; names++) {
-        if (strcmp(name, *names) == 0)
-            return true;
-    }
-    return false;
-}
-
-/* "2026-11-22 14:20:31Z (3 h ago)" */
-static void
-put_time(struct buf *out, json_int_t ms)
-{
-    static const struct {
-        long long seconds;
-        const char *unit;
-    } units[] = {{2 * 86400, "d"}, {2 * 3600, "h"}, {120, "min"}, {0, "s"}};
-    static const long long sizes[] = {86400, 3600, 60, 1};
-    time_t t = (time_t)(ms / 1000);
-    long long d = (long long)time(NULL) - t, a = d < 0 ? -d : d;
-    char text[32];
-    struct tm tm;
-    size_t i = 0;
-
-    gmtime_r(&t, &tm);
-    strftime(text, sizeof(text), "%Y-%m-%d %H:%M:%SZ", &tm);
-    while (a < units[i].seconds)
-        i++;
-    if (d >= 0)
-        buf_putf(out, "%s (%lld %s ago)", text, a / sizes[i], units[i].unit);
-    else
-        buf_putf(out, "%s (in %lld %s)", text, a / sizes[i], units[i].unit);
-}
-
-/* Names from the network may hold what a terminal would obey. */
-static void
-put_text(struct buf *out, const char *s)
-{
-    for (; *s != '\0'; s++) {
-        unsigned char ch = (unsigned char)*s, next = (unsigned char)s[1];
-
-        if (ch == 0xc2 && next >= 0x80 && next < 0xa0) {
-            buf_putc(out, '?');
-            s++;
-        } else {
-            buf_putc(out, ch < 0x20 || ch == 0x7f ? '?' : (char)ch);
-        }
-    }
-}
-
-/* A value as a cell; its member's name says how numbers are meant. */
-static void
-put_value(struct buf *out, const char *name, const json_t *v)
-{
-    static const char *const times[] = {"started",
-                                        "reloaded",
-                                        "created",
-                                        "expires",
-                                        "bound",
-                                        "last",
-                                        "destroyed",
-                                        "now",
-                                        "time",
-                                        "at",
-                                        "since",
-                                        "deleted",
-                                        "oldest_wrapping_key",
-                                        NULL};
-    static const char *const bytes[] = {"rss", "secure_heap_used_bytes", "bytes", NULL};
-    json_int_t n = json_integer_value(v);
-    const json_t *e;
-    size_t i;
-
-    switch (v == NULL ? JSON_NULL : json_typeof(v)) {
-    case JSON_STRING:
-        put_text(out, json_string_value(v));
-        break;
-    case JSON_INTEGER:
-        if (named(name, times) && n > 100000000000LL)
-            put_time(out, n);
-        else if (named(name, times) && n == 0)
-            buf_putc(out, '-');
-        else if (named(name, bytes))
-            buf_putf(out, "%.1f MiB", (double)n / 1048576);
-        else
-            buf_putf(out, "%" JSON_INTEGER_FORMAT, n);
-        break;
-    case JSON_REAL:
-        buf_putf(out, "%g", json_real_value(v));
-        break;
-    case JSON_TRUE:
-        buf_puts(out, "yes");
-        break;
-    case JSON_FALSE:
-        buf_puts(out, "no");
-        break;
-    case JSON_ARRAY:
-        if (json_array_size(v) == 0)
-            buf_putc(out, '-');
-        json_array_foreach(v, i, e)
-        {
-            if (i > 0)
-                buf_puts(out, ", ");
-            put_value(out, name, e);
-        }
-        break;
-    case JSON_OBJECT: {
-        const char *member;
-        json_t *inner;
-        bool first = true;
-
-        json_object_foreach((json_t *)(uintptr_t)v, member, inner)
-        {
-            buf_puts(out, first ? "" : " ");
-            put_text(out, member);
-            buf_putc(out, '=');
-            put_value(out, member, inner);
-            first = false;
-        }
-        if (first)
-            buf_putc(out, '-');
-        break;
-    }
-    default:
-        buf_putc(out, '-');
-    }
-}
-
-/* Columns that it takes on a terminal: code points, more or less. */
-static int
-width(const char *s)
-{
-    int n = 0;
-
-    for (; *s != '\0'; s++)
-        n += ((unsigned char)*s & 0xc0) != 0x80;
-    return n;
-}
-
-static void
-print_padded(const char *s, int columns)
-{
-    fputs(s, stdout);
-    for (int n = width(s); n < columns; n++)
-        putchar(' ');
-}
-
-/* "bound_keys" as "bound keys". */
-static void
-print_title(const char *name, bool capitals, int columns)
-{
-    char text[64];
-    size_t i;
-
-    for (i = 0; name[i] != '\0' && i < sizeof(text) - 1; i++) {
-        text[i] = name[i] == '_' ? ' ' : name[i];
-        if (capitals && text[i] >= 'a' && text[i] <= 'z')
-            text[i] = (char)(text[i] - 'a' + 'A');
-    }
-    text[i] = '\0';
-    print_padded(text, columns);
-}
-
-#define COLUMNS_MAX 32
-
-/* Aligned columns; names: of the members to show, NULL-terminated.  Members that no row has are
- * left out. */
-static void
-print_table(const json_t *rows, const char *const *names)
-{
-    const char *shown[COLUMNS_MAX];
-    int widths[COLUMNS_MAX];
-    size_t n = 0, i, c;
-    const json_t *row;
-
-    if (json_array_size(rows) == 0) {
-        puts("none");
-        return;
-    }
-    for (; *names != NULL && n < COLUMNS_MAX; names++) {
-        bool any = false;
-        int w = width(*names);
-
-        json_array_foreach(rows, i, row)
-        {
-            const json_t *v = json_object_get(row, *names);
-            struct buf cell = BUF_INIT;
-
-            any = any || v != NULL;
-            put_value(&cell, *names, v);
-            w = width(buf_str(&cell)) > w ? width(buf_str(&cell)) : w;
-            buf_release(&cell);
-        }
-        if (any) {
-            shown[n] = *names;
-            widths[n++] = w + 2;
-        }
-    }
-    if (n > 0)
-        widths[n - 1] = 0; /* nothing follows it */
-    for (c = 0; c < n; c++)
-        print_title(shown[c], true, widths[c]);
-    putchar('\n');
-    json_array_foreach(rows, i, row)
-    {
-        for (c = 0; c < n; c++) {
-            struct buf cell = BUF_INIT;
-
-            put_value(&cell, shown[c], json_object_get(row, shown[c]));
-            print_padded(buf_str(&cell), widths[c]);
-            buf_release(&cell);
-        }
-        putchar('\n');
-    }
-}
-
-/* All members of the first row, in its order. */
-static void
-print_whole_table(const json_t *rows)
-{
-    const char *names[COLUMNS_MAX + 1] = {NULL};
-    const char *member;
-    json_t *v;
-    size_t n = 0;
-
-    json_object_foreach(json_array_get(rows, 0), member, v)
-    {
-        if (n < COLUMNS_MAX)
-            names[n++] = member;
-    }
-    print_table(rows, names);
-}
-
-/* One member a line, names aligned; objects, tables and text of several lines below their heading.
- */
-static void
-print_object(const json_t *obj, int indent)
-{
-    const char *name;
-    json_t *v;
-    int w = 0;
-
-    json_object_foreach((json_t *)(uintptr_t)obj, name, v)
-    {
-        if (width(name) > w)
-            w = width(name);
-    }
-    json_object_foreach((json_t *)(uintptr_t)obj, name, v)
-    {
-        struct buf cell = BUF_INIT;
-
-        printf("%*s", indent, "");
-        if (json_is_object(v) && json_object_size(v) > 0) {
-            print_title(name, false, 0);
-            putchar('\n');
-            print_object(v, indent + 2);
-        } else if (json_is_array(v) && json_is_object(json_array_get(v, 0))) {
-            print_title(name, false, 0);
-            putchar('\n');
-            print_whole_table(v);
-        } else if (json_is_string(v) && strchr(json_string_value(v), '\n') != NULL) {
-            print_title(name, false, 0);
-            printf("\n%s", json_string_value(v));
-        } else {
-            put_value(&cell, name, v);
-            print_title(name, false, w + 2);
-            puts(buf_str(&cell));
-        }
-        buf_release(&cell);
-    }
 }
 
 static void
@@ -604,9 +335,9 @@ ask_and_show(struct ctl *ctl, const char *method, json_t *params)
     if (ctl->json)
         print_json(result);
     else if (json_is_array(result))
-        print_whole_table(result);
+        table_print_whole(result);
     else
-        print_object(result, 0);
+        table_print_object(result, 0);
     json_decref(result);
     return EXIT_OK;
 }
@@ -630,21 +361,21 @@ print_status(const json_t *s)
     {
         struct buf text = BUF_INIT;
 
-        put_value(&text, "", reason);
+        table_put_value(&text, "", reason);
         printf("  %s\n", buf_str(&text));
         buf_release(&text);
     }
     putchar('\n');
     for (i = 0; head[i] != NULL; i++)
         json_object_set(part, head[i], json_object_get(s, head[i]));
-    print_object(part, 0);
+    table_print_object(part, 0);
     putchar('\n');
-    print_table(json_object_get(s, "workers"), workers);
+    table_print(json_object_get(s, "workers"), workers);
     putchar('\n');
     json_object_clear(part);
     for (i = 0; tail[i] != NULL; i++)
         json_object_set(part, tail[i], json_object_get(s, tail[i]));
-    print_object(part, 0);
+    table_print_object(part, 0);
     json_decref(part);
 }
 
@@ -664,15 +395,88 @@ run_status(struct ctl *ctl, int argc, char **argv)
     return EXIT_OK;
 }
 
+/*
+ * hsmd asked without kmsd: kmsd does not start without a certificate of the static key, which must
+ * be made first.
+ */
+struct direct {
+    struct hsm *hsm;
+    struct event_base *base;
+    int err;        /* KMS_ERR_AGAIN until hsmd has answered */
+    json_t *answer; /* owned */
+};
+
+static void
+direct_done(void *ctx, uint64_t id, unsigned index, int err, const unsigned char *p, size_t len)
+{
+    struct direct *d = ctx;
+
+    d->err = err;
+    if (err == KMS_OK)
+        d->err = kms_json_parse(&d->answer, (const char *)p, len);
+    event_base_loopbreak(d->base);
+}
+
+static void
+direct_changed(void *ctx, bool ready)
+{
+    struct direct *d = ctx;
+
+    event_base_loopbreak(d->base);
+}
+
+static int
+ask_hsmd(struct ctl *ctl, bool init)
+{
+    struct direct d = {.err = KMS_ERR_AGAIN};
+    struct timeval limit = {ctl->timeout_ms / 1000, (ctl->timeout_ms % 1000) * 1000};
+    int r = KMS_ERR_NOMEM;
+
+    log_set_level(LOG_ERROR_);
+    if ((d.base = event_base_new()) != NULL &&
+        (d.hsm = hsm_new(d.base, ctl->hsm_socket, (int)ctl->timeout_ms)) != NULL) {
+        hsm_on_change(d.hsm, direct_changed, &d);
+        r = init ? hsm_init(d.hsm, (unsigned)ctl->bits, direct_done, &d, 0)
+                 : hsm_status(d.hsm, direct_done, &d, 0);
+    }
+    while (r == KMS_OK && d.err == KMS_ERR_AGAIN)
+        event_base_dispatch(d.base);
+    /* What the keys are comes in a greeting of its own. */
+    if (r == KMS_OK && d.err == KMS_OK && init && !hsm_ready(d.hsm)) {
+        event_base_loopexit(d.base, &limit);
+        event_base_dispatch(d.base);
+    }
+    if (r == KMS_OK)
+        r = d.err;
+    if (r == KMS_OK) {
+        static_key_put(d.answer, hsm_get_info(d.hsm));
+        if (ctl->json)
+            print_json(d.answer);
+        else
+            table_print_object(d.answer, 0);
+    } else {
+        complain("hsmd at %s: %s; see its log", ctl->hsm_socket, kms_strerror(r));
+    }
+    json_decref(d.answer);
+    hsm_free(d.hsm);
+    if (d.base != NULL)
+        event_base_free(d.base);
+    return r == KMS_OK ? EXIT_OK : r == KMS_ERR_UNAVAILABLE ? EXIT_UNREACHABLE : EXIT_REFUSED;
+}
+
 static int
 run_hsm_init(struct ctl *ctl, int argc, char **argv)
 {
+    if (ctl->hsm_socket != NULL)
+        return ask_hsmd(ctl, true);
     return ask_and_show(ctl, "hsm.init", json_pack("{s:I}", "bits", (json_int_t)ctl->bits));
 }
 
 static int
 run_hsm_status(struct ctl *ctl, int argc, char **argv)
 {
+    if (ctl->hsm_socket != NULL)
+        return ask_hsmd(ctl, false);
     return ask_and_show(ctl, "hsm.status", json_object());
 }
 
@@ -771,7 +575,7 @@ print_entries(const json_t *entries, bool heading)
         json_array_append_new(rows, row);
     }
     if (heading || json_array_size(rows) > 0)
-        print_table(rows, names);
+        table_print(rows, names);
     json_decref(rows);
 }
 
@@ -886,7 +690,7 @@ run_database_status(struct ctl *ctl, int argc, char **argv)
     if (r == KMS_OK && ctl->json)
         print_json(rows);
     else if (r == KMS_OK)
-        print_whole_table(rows);
+        table_print_whole(rows);
     json_decref(rows);
     return database_status(r);
 }
@@ -920,6 +724,7 @@ static const struct option options[] = {
     {"help", no_argument, NULL, 'h'},
     {"version", no_argument, NULL, OPT_VERSION},
     {"url", required_argument, NULL, 'u'},
+    {"hsm-socket", required_argument, NULL, 's'},
     {"bits", required_argument, NULL, 'b'},
     {"exit", no_argument, NULL, 'x'},
     {"limit", required_argument, NULL, 'n'},
@@ -933,6 +738,7 @@ static const struct {
 } option_help[] = {
     {'u', "  --url URL      connection string of the database's owner; default: KMS_DATABASE_URL,\n"
           "                 else what libpq's variables say (PGHOST, PGDATABASE, PGSERVICE, ...)"},
+    {'s', "  --hsm-socket PATH  ask hsmd itself, which works before kmsd has ever run"},
     {'b', "  --bits N       size of the static RSA key: 2048, 3072 (default) or 4096"},
     {'x', "  --exit         finish what is under way, then end the server"},
     {'n', "  --limit N      at most so many entries (default 20, at most 1000)"},
@@ -945,8 +751,8 @@ static const struct command commands[] = {
      run_database_migrate},
     {"database status", "", 0, 0, "u", "the schema's version and what is to be applied",
      run_database_status},
-    {"hsm init", "", 0, 0, "b", "make the keys that the token does not have yet", run_hsm_init},
-    {"hsm status", "", 0, 0, "", "the token, its keys, what it can do", run_hsm_status},
+    {"hsm init", "", 0, 0, "bs", "make the keys that the token does not have yet", run_hsm_init},
+    {"hsm status", "", 0, 0, "s", "the token, its keys, what it can do", run_hsm_status},
     {"org add", "NAME", 1, 1, "", "add an organisation, named as tokens name it", run_org_add},
     {"org list", "", 0, 0, "", "all organisations", run_org_list},
     {"org show", "NAME", 1, 1, "", "one organisation and its figures", run_org_show},
@@ -1147,6 +953,9 @@ parse_options(struct ctl *ctl, int argc, char **argv, bool *help, char *given)
         case 'u':
             ctl->url = optarg;
             break;
+        case 's':
+            ctl->hsm_socket = optarg;
+            break;
         case 'b':
             if (!parse_number(optarg, 2048, 4096, &ctl->bits) || ctl->bits % 1024 != 0) {
                 complain("--bits: \"%s\" is not 2048, 3072 or 4096", optarg);
@@ -1168,7 +977,7 @@ parse_options(struct ctl *ctl, int argc, char **argv, bool *help, char *given)
         default:
             return false; /* getopt has complained */
         }
-        if (strchr("ubxnf", opt) != NULL)
+        if (strchr("usbxnf", opt) != NULL)
             given[strlen(given)] = (char)opt;
     }
     return true;

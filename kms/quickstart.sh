@@ -381,16 +381,15 @@ issue() {
         -sha256 -days 825 2>>"$dir/log/openssl.log"
 }
 
-# The static key lives in the token; its certificate is made from its public half alone.
+# The static key lives in the token; its certificate is made from its public half alone, before kmsd first runs.
 make_static_certificate() {
     if [ -e "$dir/pki/static.pem" ]; then
         return
     fi
     step "making the keys in the token, and the static key's certificate"
-    "$build_dir/hsm/hsmd" --config "$dir/kms.conf" --init >"$dir/log/hsm-init.json" 2>>"$dir/log/hsmd.log" </dev/null ||
-        die "hsmd could not make its keys; see $dir/log/hsmd.log"
-    "$build_dir/hsm/hsmd" --config "$dir/kms.conf" --public-key >"$dir/pki/static.pub" 2>>"$dir/log/hsmd.log" </dev/null ||
-        die "hsmd did not tell its public key; see $dir/log/hsmd.log"
+    "$build_dir/kms/kmsctl" hsm init --hsm-socket "$run/hsmd.sock" --timeout 120 --json >"$dir/log/hsm-init.json" \
+        2>>"$dir/log/hsmd.log" </dev/null || die "hsmd could not make its keys; see $dir/log/hsmd.log"
+    sed 's/.*"static_public_key":"\([^"]*\)".*/\1/; s/\\n/\n/g' "$dir/log/hsm-init.json" | sed '/^$/d' >"$dir/pki/static.pub"
     printf '%s\n' "subjectAltName=DNS:$domain" 'basicConstraints=critical,CA:FALSE' \
         'keyUsage=critical,digitalSignature,keyEncipherment' >"$dir/pki/static.ext"
     issue -new -force_pubkey "$dir/pki/static.pub" -subj "/CN=$domain" -extfile "$dir/pki/static.ext" >"$dir/pki/static.leaf" ||
@@ -535,7 +534,7 @@ start_hsmd() {
         return
     fi
     step "starting hsmd"
-    daemon hsmd "$build_dir/hsm/hsmd" --config "$dir/kms.conf"
+    daemon hsmd "$build_dir/hsm/hsmd" --config "$dir/kms.conf" --foreground
     wait_for 15 alive "$hsmd_pid" hsmd || {
         tail -n 5 "$dir/log/hsmd.log" >&2
         die "hsmd did not start; see $dir/log/hsmd.log"
@@ -725,8 +724,8 @@ make_tools
 make_env
 start_postgres
 make_database
-make_static_certificate
 start_hsmd
+make_static_certificate
 start_kmsd
 make_orgs
 touch "$dir/initialised"
