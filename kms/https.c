@@ -36,6 +36,7 @@ struct https {
     unsigned timeout;
     SSL_CTX *ctx;
     SSL *ssl;         /* NULL: not connected */
+    bool sent;        /* of this exchange: sending has begun */
     int fd;           /* -1: not connected */
     int64_t deadline; /* of this exchange, in milliseconds of the monotonic clock */
     struct buf in;    /* what has arrived of the current answer */
@@ -60,6 +61,12 @@ const char *
 https_error(const struct https *h)
 {
     return h->error;
+}
+
+bool
+https_sent(const struct https *h)
+{
+    return h->sent;
 }
 
 X509_STORE *
@@ -327,6 +334,7 @@ send_all(struct https *h, const unsigned char *p, size_t len)
 {
     int r = KMS_OK;
 
+    h->sent = true;
     while (len > 0 && r == KMS_OK) {
         size_t n = 0;
         int ok;
@@ -484,6 +492,7 @@ https_exchange(struct https *h, const char *method, const char *path, const void
     int r;
 
     h->error[0] = '\0';
+    h->sent = false;
     h->deadline = now_ms() + (int64_t)h->timeout * 1000;
     if ((r = put_request(h, &request, method, path, body, len)) == KMS_OK &&
         (r = connect_if_needed(h)) == KMS_OK &&
