@@ -1,0 +1,60 @@
+-- seed.sql - fills a migrated, empty database so that the pgbench scripts beside it find what they ask for.
+--
+--   psql -v resources=100000 -v keys=10 -v users=5 -v channels=1000 -f seed.sql     (as a superuser)
+--
+-- One organisation; CHANNELS users, each with a channel; RESOURCES resources with KEYS bound keys each and USERS users
+-- authorised, of whom user r % CHANNELS is one.  Ids are made from numbers by md5, so that scripts can name them:
+-- 'org', 'channel' || j, 'resource' || r, 'key' || r || '.' || k.  Blobs are of the right length and open nothing.
+
+\set ON_ERROR_STOP on
+\if :{?resources}
+\else
+\set resources 10000
+\endif
+\if :{?keys}
+\else
+\set keys 10
+\endif
+\if :{?users}
+\else
+\set users 5
+\endif
+\if :{?channels}
+\else
+\set channels 1000
+\endif
+
+BEGIN;
+-- Row by row checks of foreign keys would take most of the time.
+SET LOCAL session_replication_role = replica;
+SET LOCAL synchronous_commit = off;
+SET LOCAL work_mem = '256MB';
+
+INSERT INTO kms.organisations (org_id, name, generation, created_at)
+VALUES (md5('org')::uuid, 'bench', 1, now());
+INSERT INTO kms.wrapping_keys (org_id, generation, root_id, wrapped, kcv, created_at)
+VALUES (md5('org')::uuid, 1, md5('root')::uuid, decode(repeat('00', 40), 'hex'), decode(repeat('00', 8), 'hex'), now());
+
+INSERT INTO kms.channels (org_id, channel_id, kind, subject, client_id, generation, blob, created_at, expires_at)
+SELECT md5('org')::uuid, md5('channel' || j)::uuid, 'user', 'user' || j || '@bench.example', 'client' || j, 1,
+       decode(repeat('01', 61), 'hex'), now(), now() + interval '1 year'
+  FROM generate_series(0, :channels - 1) AS j;
+
+INSERT INTO kms.resources (org_id, resource_id, creator, created_at)
+SELECT md5('org')::uuid, md5('resource' || r)::uuid, 'user' || r % :channels || '@bench.example', now()
+  FROM generate_series(0, :resources - 1) AS r;
+
+INSERT INTO kms.authorizations (org_id, authorization_id, resource_id, kind, grantee, granted_by, created_at)
+SELECT md5('org')::uuid, md5('authorization' || r || '.' || u)::uuid, md5('resource' || r)::uuid, 'user',
+       'user' || (r + u * 7) % :channels || '@bench.example', 'user' || r % :channels || '@bench.example', now()
+  FROM generate_series(0, :resources - 1) AS r, generate_series(0, :users - 1) AS u
+    ON CONFLICT DO NOTHING;
+
+INSERT INTO kms.content_keys (org_id, key_id, generation, blob, creator, client_id, created_at, expires_at, resource_id, bound_at)
+SELECT md5('org')::uuid, md5('key' || r || '.' || k)::uuid, 1, decode(repeat('01', 61), 'hex'),
+       'user' || r % :channels || '@bench.example', 'client' || r % :channels, now(), NULL, md5('resource' || r)::uuid,
+       now() - k * interval '1 minute'
+  FROM generate_series(0, :resources - 1) AS r, generate_series(0, :keys - 1) AS k;
+COMMIT;
+VACUUM ANALYZE kms.organisations, kms.wrapping_keys, kms.channels, kms.resources, kms.authorizations, kms.content_keys;
+CHECKPOINT;
