@@ -109,9 +109,9 @@ traversable() {
 # as_postgres COMMAND...: PostgreSQL refuses to run as root.
 as_postgres() {
     if $root; then
-        (cd / && exec setpriv --reuid=postgres --regid=postgres --init-groups "$@")
+        (cd / && exec setpriv --reuid=postgres --regid=postgres --init-groups "$@" 9>&-)
     else
-        "$@"
+        "$@" 9>&-
     fi
 }
 
