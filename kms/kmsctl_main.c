@@ -489,7 +489,18 @@ run_org_add(struct ctl *ctl, int argc, char **argv)
 static int
 run_org_list(struct ctl *ctl, int argc, char **argv)
 {
-    return ask_and_show(ctl, "org.list", json_object());
+    static const char *const names[] = {"name", "state", "generation", "created", "org", NULL};
+    json_t *result;
+    int status = ask(ctl, "org.list", json_object(), &result);
+
+    if (status != 0)
+        return status;
+    if (ctl->json)
+        print_json(result);
+    else
+        table_print(result, names);
+    json_decref(result);
+    return EXIT_OK;
 }
 
 static int
@@ -555,7 +566,7 @@ run_drain(struct ctl *ctl, int argc, char **argv)
 
 /* Of each entry what fits a line: who did what to what, and was it allowed. */
 static void
-print_entries(const json_t *entries, bool heading)
+print_entries(const json_t *entries, bool heading, bool one_org)
 {
     static const char *const names[] = {"entry",   "at",       "org_name", "action",
                                         "verdict", "subject",  "behalf",   "client",
@@ -570,6 +581,8 @@ print_entries(const json_t *entries, bool heading)
 
         if (json_integer_value(json_object_get(e, "verdict")) == 0)
             json_object_set_new(row, "verdict", json_string("done"));
+        if (one_org)
+            json_object_del(row, "org_name");
         if (json_array_size(keys) > 1)
             json_object_set_new(row, "keys", json_sprintf("%zu keys", json_array_size(keys)));
         json_array_append_new(rows, row);
@@ -602,7 +615,7 @@ run_audit_tail(struct ctl *ctl, int argc, char **argv)
         } else if (ctl->json) {
             json_array_foreach(entries, i, e) print_json(e);
         } else {
-            print_entries(entries, first);
+            print_entries(entries, first, argc > 0);
         }
         json_array_foreach(entries, i, e)
         {
