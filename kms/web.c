@@ -12,9 +12,8 @@
  *
  * Where there is no room the listener rests, rather than accept and refuse: what waits in the
  * kernel's backlog costs us nothing, may be taken by another worker on the same socket, and is
- * served as soon as there is room.  Only what is one source's fault (too many connections, or too
- * many unfinished handshakes) is accepted and closed at once, as it would otherwise stand in
- * everybody's way.
+ * served as soon as there is room.  Only what is one source's fault (too many connections) is
+ * accepted and closed at once, as it would otherwise stand in everybody's way.
  */
 #include "kms/web.h"
 
@@ -35,10 +34,10 @@
 #include <string.h>
 #include <sys/queue.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "hsm/log.h"
-#include "kms/config.h"
 #include "kms/shared.h"
 #include "proto/err.h"
 
@@ -51,8 +50,11 @@
 #define BODY_SMALL        16384 /* a body up to this is always taken in .. */
 #define BODY_TOTAL_BODIES 32    /* .. of larger ones at most so many times body_max at once */
 #define ANSWER_COPY_MAX   16384 /* up to here head and body go out as one TLS record */
-#define SLOTS_MIN         64
-#define SLOT_NONE         UINT32_MAX
+#define HANDSHAKE_MS                                                                               \
+    1000 /* what an unfinished handshake is left when others wait for its place                    \
+          */
+#define SLOTS_MIN 64
+#define SLOT_NONE UINT32_MAX
 
 enum phase {
     PH_HANDSHAKE, /* TLS is not up yet */
@@ -73,17 +75,17 @@ struct source {
     struct source *next; /* in its bucket */
     unsigned char key[9];
     unsigned connections;
-    unsigned handshakes;
 };
 
 struct conn {
-    TAILQ_ENTRY(conn) idle_entry;  /* w->idle, while PH_IDLE */
+    TAILQ_ENTRY(conn) phase_entry; /* w->shaking, while PH_HANDSHAKE; w->idle, while PH_IDLE */
     TAILQ_ENTRY(conn) ready_entry; /* w->ready, while queued; then w->dead */
     struct web *w;
     struct source *source;   /* counted there until dead */
     struct bufferevent *bev; /* owned; owns the SSL and the descriptor */
     SSL *ssl;                /* borrowed from bev; NULL: plain */
     struct event deadline;   /* of the phase; absolute, unlike bufferevent's own */
+    int64_t began;           /* milliseconds, monotonic */
     uint32_t slot;
     unsigned char addr[16];
     sa_family_t family;
@@ -118,6 +120,7 @@ struct web {
     int listen_fd; /* borrowed */
     struct event *listener;
     struct event *resume; /* ends a pause of accepting */
+    struct event *crowd;  /* when the oldest unfinished handshake has had its time */
     struct event *turn;
     bool accepting; /* listener is added */
     bool pausing;   /* out of descriptors or memory: until resume, or until a connection is freed */
@@ -129,8 +132,9 @@ struct web {
     size_t open; /* connections, those that are dead and not yet freed among them */
     size_t live;
     size_t handshakes;
-    size_t bodies;     /* bytes promised to large bodies under way */
-    struct conns idle; /* the one that idles longest first */
+    size_t bodies;        /* bytes promised to large bodies under way */
+    struct conns shaking; /* the oldest first */
+    struct conns idle;    /* the one that idles longest first */
     struct conns ready, dead;
     struct source *sources[SOURCE_BUCKETS];
     uint64_t seed; /* of the sources' hash: a stranger must not choose his bucket */
@@ -139,6 +143,15 @@ struct web {
 static void conn_run(struct conn *c);
 static void conn_kill(struct conn *c);
 static void accept_update(struct web *w);
+
+static int64_t
+now_ms(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+}
 
 /* Sources */
 
@@ -163,9 +176,9 @@ source_key(unsigned char key[9], sa_family_t family, const unsigned char addr[16
     memcpy(key + 1, addr, family == AF_INET ? 4 : 8);
 }
 
-/* NULL: no memory. */
+/* Counts a connection in.  NULL: no memory. */
 static struct source *
-source_get(struct web *w, sa_family_t family, const unsigned char addr[16])
+source_join(struct web *w, sa_family_t family, const unsigned char addr[16])
 {
     unsigned char key[9];
     struct source **head, *s;
@@ -173,22 +186,26 @@ source_get(struct web *w, sa_family_t family, const unsigned char addr[16])
     source_key(key, family, addr);
     head = &w->sources[source_bucket(w, key)];
     for (s = *head; s != NULL; s = s->next)
-        if (memcmp(s->key, key, sizeof(key)) == 0)
+        if (memcmp(s->key, key, sizeof(key)) == 0) {
+            s->connections++;
             return s;
+        }
     if ((s = calloc(1, sizeof(*s))) == NULL)
         return NULL;
     memcpy(s->key, key, sizeof(key));
+    s->connections = 1;
     s->next = *head;
     *head = s;
     return s;
 }
 
+/* Counts a connection out. */
 static void
-source_forget_unused(struct web *w, struct source *s)
+source_leave(struct web *w, struct source *s)
 {
     struct source **p;
 
-    if (s->connections > 0)
+    if (--s->connections > 0)
         return;
     for (p = &w->sources[source_bucket(w, s->key)]; *p != s; p = &(*p)->next)
         ;
@@ -361,20 +378,20 @@ conn_set_phase(struct conn *c, enum phase phase, long long seconds)
     struct timeval tv = {.tv_sec = (time_t)seconds};
 
     if (c->phase == PH_IDLE && phase != PH_IDLE)
-        TAILQ_REMOVE(&w->idle, c, idle_entry);
-    if (c->phase != PH_IDLE && phase == PH_IDLE)
-        TAILQ_INSERT_TAIL(&w->idle, c, idle_entry);
+        TAILQ_REMOVE(&w->idle, c, phase_entry);
     if (c->phase == PH_HANDSHAKE && phase != PH_HANDSHAKE) {
+        TAILQ_REMOVE(&w->shaking, c, phase_entry);
         w->handshakes--;
-        c->source->handshakes--;
     }
+    if (c->phase != PH_IDLE && phase == PH_IDLE)
+        TAILQ_INSERT_TAIL(&w->idle, c, phase_entry);
     c->phase = (unsigned char)phase;
     if (seconds > 0)
         event_add(&c->deadline, &tv);
     else
         event_del(&c->deadline);
     if (phase == PH_IDLE && !w->accepting)
-        accept_update(w); /* one that is idle can give way to a new one */
+        accept_update(w); /* a handshake less, and one that is idle can give way to a new one */
 }
 
 static void
@@ -401,8 +418,7 @@ conn_kill(struct conn *c)
     c->queued = false;
     bufferevent_setcb(c->bev, NULL, NULL, NULL, NULL);
     bufferevent_disable(c->bev, EV_READ | EV_WRITE);
-    c->source->connections--;
-    source_forget_unused(w, c->source);
+    source_leave(w, c->source);
     c->source = NULL;
     w->live--;
     TAILQ_INSERT_TAIL(&w->dead, c, ready_entry);
@@ -744,16 +760,47 @@ conn_set_address(struct conn *c, const struct sockaddr_storage *ss)
     }
 }
 
-/* Whether a source has more than its part of the connections or of the unfinished handshakes. */
 static bool
-source_over_limit(const struct web *w, const struct source *s)
+is_full(const struct web *w)
 {
-    const struct web_limits *l = &w->limits;
-    unsigned long long part = l->handshakes > 16 ? (unsigned long long)l->handshakes / 4 : 4;
+    return w->limits.connections > 0 && w->live >= (size_t)w->limits.connections;
+}
 
-    return (l->connections_source > 0 &&
-            s->connections >= (unsigned long long)l->connections_source) ||
-           (w->tls != NULL && l->handshakes > 0 && s->handshakes >= part);
+static bool
+is_crowded(const struct web *w)
+{
+    return w->tls != NULL && w->limits.handshakes > 0 &&
+           w->handshakes >= (size_t)w->limits.handshakes;
+}
+
+/* Milliseconds until the oldest unfinished handshake may be given up for another one. */
+static int64_t
+crowd_left(const struct web *w)
+{
+    return TAILQ_FIRST(&w->shaking)->began + HANDSHAKE_MS - now_ms();
+}
+
+/*
+ * Room for one more?  Where all connections are taken the one that idles longest gives way, as a
+ * client whose connection was closed between requests connects again, and one that is never
+ * accepted has nowhere to go.  Where too many handshakes are unfinished the oldest gives way when
+ * it has had its time: who means it is done within a round trip or two.
+ */
+static bool
+has_room(const struct web *w)
+{
+    if (w->draining || w->pausing || (is_crowded(w) && crowd_left(w) > 0))
+        return false;
+    return !is_full(w) || is_crowded(w) || !TAILQ_EMPTY(&w->idle);
+}
+
+static void
+make_room(struct web *w)
+{
+    if (is_crowded(w))
+        conn_kill(TAILQ_FIRST(&w->shaking));
+    if (is_full(w) && !TAILQ_EMPTY(&w->idle))
+        conn_kill(TAILQ_FIRST(&w->idle));
 }
 
 /* The descriptor is c->bev's if that is set, else still the caller's. */
@@ -791,15 +838,14 @@ conn_new(struct web *w, int fd, const struct sockaddr_storage *ss)
         goto fail;
     c->w = w;
     conn_set_address(c, ss);
-    if ((c->source = source_get(w, c->family, c->addr)) == NULL)
+    if ((c->source = source_join(w, c->family, c->addr)) == NULL)
         goto fail;
-    if (source_over_limit(w, c->source)) {
+    if (w->limits.connections_source > 0 &&
+        c->source->connections > (unsigned long long)w->limits.connections_source) {
         count_add(CT_CONNECTIONS_REFUSED, 1);
         goto fail;
     }
-    if (w->limits.connections > 0 && w->live >= (size_t)w->limits.connections &&
-        !TAILQ_EMPTY(&w->idle))
-        conn_kill(TAILQ_FIRST(&w->idle));
+    make_room(w);
     if (!slot_take(w, c))
         goto fail;
     if (ss->ss_family != AF_UNIX)
@@ -817,11 +863,11 @@ conn_new(struct web *w, int fd, const struct sockaddr_storage *ss)
     w->open++;
     w->live++;
     count_add(CT_CONNECTIONS_OPEN, 1);
-    c->source->connections++;
-    /* conn_set_phase counts what a phase leaves; it starts as a handshake either way. */
-    w->handshakes++;
-    c->source->handshakes++;
+    /* Plain or not, it starts as a handshake: conn_set_phase undoes what a phase leaves. */
     c->phase = PH_HANDSHAKE;
+    c->began = now_ms();
+    TAILQ_INSERT_TAIL(&w->shaking, c, phase_entry);
+    w->handshakes++;
     if (c->ssl != NULL)
         conn_set_phase(c, PH_HANDSHAKE, w->limits.handshake_timeout);
     else
@@ -829,36 +875,24 @@ conn_new(struct web *w, int fd, const struct sockaddr_storage *ss)
     return;
 fail:
     if (c != NULL && c->source != NULL)
-        source_forget_unused(w, c->source);
+        source_leave(w, c->source);
     free(c);
     if (fd >= 0)
         close(fd);
 }
 
-/*
- * Room for one more?  Where all connections are taken the one that idles longest gives way
- * (conn_new), as a client whose connection was closed between requests connects again, and one
- * that is never accepted has nowhere to go.
- */
-static bool
-accept_room(const struct web *w)
-{
-    const struct web_limits *l = &w->limits;
-
-    if (w->draining || w->pausing)
-        return false;
-    if (w->tls != NULL && l->handshakes > 0 && w->handshakes >= (size_t)l->handshakes)
-        return false;
-    if (l->connections <= 0 || w->live < (size_t)l->connections)
-        return true;
-    return !TAILQ_EMPTY(&w->idle);
-}
-
 static void
 accept_update(struct web *w)
 {
-    bool want = accept_room(w);
+    bool want = has_room(w);
+    struct timeval tv = {0, 0};
+    int64_t left;
 
+    if (!want && !w->draining && is_crowded(w) && (left = crowd_left(w)) > 0) {
+        tv.tv_sec = left / 1000;
+        tv.tv_usec = left % 1000 * 1000 + 1000;
+        event_add(w->crowd, &tv);
+    }
     if (want == w->accepting)
         return;
     if (want ? event_add(w->listener, NULL) == 0 : event_del(w->listener) == 0)
@@ -890,6 +924,12 @@ resume_cb(evutil_socket_t fd, short what, void *arg)
 }
 
 static void
+crowd_cb(evutil_socket_t fd, short what, void *arg)
+{
+    accept_update(arg);
+}
+
+static void
 accept_cb(evutil_socket_t lfd, short what, void *arg)
 {
     struct web *w = arg;
@@ -897,7 +937,7 @@ accept_cb(evutil_socket_t lfd, short what, void *arg)
     socklen_t len;
     int i, fd;
 
-    for (i = 0; i < ACCEPT_BATCH && accept_room(w); i++) {
+    for (i = 0; i < ACCEPT_BATCH && has_room(w); i++) {
         memset(&ss, 0, sizeof(ss));
         len = sizeof(ss);
         fd = accept4(w->listen_fd, (struct sockaddr *)&ss, &len, SOCK_NONBLOCK | SOCK_CLOEXEC);
@@ -945,11 +985,13 @@ web_new(struct event_base *base, int listen_fd, SSL_CTX *tls, const struct web_l
     w->limits = *limits;
     w->pause_ms = ACCEPT_PAUSE_MS;
     w->free_slot = SLOT_NONE;
+    TAILQ_INIT(&w->shaking);
     TAILQ_INIT(&w->idle);
     TAILQ_INIT(&w->ready);
     TAILQ_INIT(&w->dead);
     if ((w->listener = event_new(base, listen_fd, EV_READ | EV_PERSIST, accept_cb, w)) == NULL ||
         (w->resume = evtimer_new(base, resume_cb, w)) == NULL ||
+        (w->crowd = evtimer_new(base, crowd_cb, w)) == NULL ||
         (w->turn = evtimer_new(base, turn_cb, w)) == NULL ||
         RAND_bytes((unsigned char *)&w->seed, sizeof(w->seed)) != 1 || !slots_grow(w)) {
         web_free(w);
@@ -957,6 +999,7 @@ web_new(struct event_base *base, int listen_fd, SSL_CTX *tls, const struct web_l
     }
     event_priority_set(w->listener, 0);
     event_priority_set(w->resume, 0);
+    event_priority_set(w->crowd, 0);
     event_priority_set(w->turn, 0);
     /* A client that left must not end the process: OpenSSL writes with write(2). */
     if (sigaction(SIGPIPE, NULL, &sa) == 0 && sa.sa_handler == SIG_DFL)
@@ -987,6 +1030,8 @@ web_free(struct web *w)
         event_free(w->listener);
     if (w->resume != NULL)
         event_free(w->resume);
+    if (w->crowd != NULL)
+        event_free(w->crowd);
     if (w->turn != NULL)
         event_free(w->turn);
     SSL_CTX_free(w->tls);
@@ -1047,106 +1092,4 @@ size_t
 web_open(const struct web *w)
 {
     return w->open;
-}
-
-/* TLS */
-
-static int
-no_passphrase(char *buf, int size, int rwflag, void *arg)
-{
-    return 0; /* a daemon has nobody to ask */
-}
-
-static int
-select_alpn(SSL *ssl, const unsigned char **out, unsigned char *outlen, const unsigned char *in,
-            unsigned int inlen, void *arg)
-{
-    static const unsigned char ours[] = "\x08http/1.1";
-
-    /* RFC 7301 section 3.2: a client that speaks none of ours is told so, and cannot be led to take
-     * us for something else. */
-    if (SSL_select_next_proto((unsigned char **)(uintptr_t)out, outlen, ours, sizeof(ours) - 1, in,
-                              inlen) != OPENSSL_NPN_NEGOTIATED)
-        return SSL_TLSEXT_ERR_ALERT_FATAL;
-    return SSL_TLSEXT_ERR_OK;
-}
-
-/* OpenSSL's own words for what just failed; static, until the next call. */
-static const char *
-tls_why(const char *what)
-{
-    static char text[320];
-    char reason[200] = "";
-    unsigned long e = ERR_peek_last_error();
-
-    if (e != 0)
-        ERR_error_string_n(e, reason, sizeof(reason));
-    snprintf(text, sizeof(text), "%s%s%s", what, e != 0 ? ": " : "", reason);
-    ERR_clear_error();
-    return text;
-}
-
-/* Whoever presents a certificate must present a good one; nobody has to. */
-static int
-tls_client_ca(SSL_CTX *ctx, const char *path)
-{
-    STACK_OF(X509_NAME) *names = SSL_load_client_CA_file(path);
-
-    if (names == NULL)
-        return 0;
-    SSL_CTX_set_client_CA_list(ctx, names);
-    if (SSL_CTX_load_verify_file(ctx, path) != 1)
-        return 0;
-    /* What the operator named is an anchor, also where it is no root. */
-    X509_VERIFY_PARAM_set_flags(SSL_CTX_get0_param(ctx), X509_V_FLAG_PARTIAL_CHAIN);
-    SSL_CTX_set_verify_depth(ctx, 4);
-    SSL_CTX_set_verify(ctx, SSL_VERIFY_PEER, NULL);
-    return 1;
-}
-
-int
-web_tls_new(SSL_CTX **out, const struct config *c, const char **why)
-{
-    static const unsigned char context[] = "kmsd";
-    static char groups[] = "X25519:P-256:P-384"; /* not written to; the macro wants it so */
-    const char *what = "TLS";
-    SSL_CTX *ctx;
-
-    *out = NULL;
-    *why = "";
-    ERR_clear_error();
-    if ((ctx = SSL_CTX_new(TLS_server_method())) == NULL)
-        goto fail;
-    SSL_CTX_set_options(ctx, SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION | SSL_OP_NO_TICKET |
-                                 SSL_OP_CIPHER_SERVER_PREFERENCE);
-    SSL_CTX_set_mode(ctx, SSL_MODE_RELEASE_BUFFERS | SSL_MODE_ENABLE_PARTIAL_WRITE |
-                              SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
-    SSL_CTX_set_session_cache_mode(ctx, SSL_SESS_CACHE_OFF);
-    SSL_CTX_set_security_level(ctx, 2);
-    SSL_CTX_set_default_passwd_cb(ctx, no_passphrase);
-    SSL_CTX_set_alpn_select_cb(ctx, select_alpn, NULL);
-    if (SSL_CTX_set_num_tickets(ctx, 0) != 1 || SSL_CTX_set_max_early_data(ctx, 0) != 1 ||
-        SSL_CTX_set_min_proto_version(ctx, TLS1_2_VERSION) != 1 ||
-        SSL_CTX_set_cipher_list(ctx, "ECDHE+AESGCM:ECDHE+CHACHA20") != 1 ||
-        SSL_CTX_set1_groups_list(ctx, groups) != 1 ||
-        SSL_CTX_set_session_id_context(ctx, context, sizeof(context) - 1) != 1)
-        goto fail;
-    what = c->tls_certificate;
-    if (SSL_CTX_use_certificate_chain_file(ctx, c->tls_certificate) != 1)
-        goto fail;
-    what = c->tls_key;
-    if (SSL_CTX_use_PrivateKey_file(ctx, c->tls_key, SSL_FILETYPE_PEM) != 1)
-        goto fail;
-    what = "certificate and key do not belong together";
-    if (SSL_CTX_check_private_key(ctx) != 1)
-        goto fail;
-    what = c->tls_client_ca;
-    if (what != NULL && what[0] != '\0' && tls_client_ca(ctx, what) != 1)
-        goto fail;
-    *out = ctx;
-    return KMS_OK;
-fail:
-    *why = tls_why(what);
-    SSL_CTX_free(ctx);
-    return KMS_ERR_CONFIG;
 }

@@ -74,7 +74,7 @@ certs_dir(void)
     const char *tmp = getenv("TMPDIR");
 
     if (dir[0] == '\0') {
-        snprintf(dir, sizeof(dir), "%s/kms-test-XXXXXX", tmp == NULL ? "/tmp" : tmp);
+        snprintf(dir, sizeof(dir), "%s/kms-test-XXXXXX", tmp == NULL ? P_tmpdir : tmp);
         MUST(mkdtemp(dir) != NULL);
     }
     return dir;
