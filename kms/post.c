@@ -197,6 +197,25 @@ post_start(struct worker *w, uint64_t conn, const json_t *messages, const char *
         post_end(w, p);
 }
 
+/*
+ * A message is any string, so one that JSON can write but no text can hold (U+0000, half a
+ * surrogate pair) must not spoil its neighbours: it is made into one that is no JOSE either.
+ */
+static int
+body_parse(json_t **out, const char *body, size_t len)
+{
+    struct buf copy = BUF_INIT;
+    int r = kms_json_parse(out, body, len);
+
+    if (r == KMS_ERR_SYNTAX && (r = buf_put(&copy, body, len)) == KMS_OK) {
+        r = KMS_ERR_SYNTAX;
+        if (kms_json_mend((char *)copy.data, copy.len))
+            r = kms_json_parse(out, buf_str(&copy), copy.len);
+    }
+    buf_release(&copy);
+    return r;
+}
+
 static void
 post_messages(struct worker *w, uint64_t conn, const char *body, size_t len, const char *peer)
 {
@@ -205,7 +224,7 @@ post_messages(struct worker *w, uint64_t conn, const char *body, size_t len, con
     size_t i;
     int r;
 
-    if ((r = kms_json_parse(&top, body, len)) == KMS_ERR_NOMEM) {
+    if ((r = body_parse(&top, body, len)) == KMS_ERR_NOMEM) {
         http_error(w, conn, 503, 503001, "out of memory; nothing was changed", 2);
         return;
     }

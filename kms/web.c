@@ -96,6 +96,7 @@ struct conn {
     bool broken;         /* neither way */
     bool paused;         /* reading is suspended: bytes came while a request is under way */
     bool close;          /* after this answer */
+    bool head;           /* the request was HEAD: the answer has no body */
     bool large;          /* its body is counted in w->bodies */
     bool bye;            /* close_notify was sent */
     size_t seen;         /* http_parse's */
@@ -475,6 +476,8 @@ conn_put_answer(struct conn *c, int status, const char *type, struct buf *body, 
 
     if ((r = http_put_head(&head, status, type, body->len, !c->close, retry_after)) != KMS_OK)
         goto out;
+    if (c->head)
+        buf_release(body);
     r = KMS_ERR_NOMEM;
     if (body->len <= ANSWER_COPY_MAX) {
         if (evbuffer_expand(out, head.len + body->len) != 0 ||
@@ -549,6 +552,7 @@ conn_request(struct conn *c, const struct http_request *req, const char *data)
     conn_body_done(c);
     conn_set_phase(c, PH_ANSWER, 0);
     c->close = !req->keep_alive;
+    c->head = http_is(req->method, "HEAD");
     c->need = used;
     conn_address(c, peer, sizeof(peer));
     c->w->handler(c->w->ctx, conn_id(c), req, data + req->head_len, req->content_length, peer,

@@ -189,3 +189,61 @@ kms_json_int(const json_t *obj, const char *name, long long min, long long max, 
     *out = json_integer_value(v);
     return KMS_OK;
 }
+
+/* The code unit of the escape \uXXXX at p, or -1 when there is none. */
+static long
+escape_unit(const char *p, const char *end)
+{
+    long unit = 0;
+    int i;
+
+    if (end - p < 6 || p[0] != '\\' || p[1] != 'u')
+        return -1;
+    for (i = 2; i < 6; i++) {
+        char c = p[i];
+
+        if (c >= '0' && c <= '9')
+            unit = unit * 16 + (c - '0');
+        else if ((c | 0x20) >= 'a' && (c | 0x20) <= 'f')
+            unit = unit * 16 + ((c | 0x20) - 'a') + 10;
+        else
+            return -1;
+    }
+    return unit;
+}
+
+static bool
+is_high(long unit)
+{
+    return unit >= 0xd800 && unit <= 0xdbff;
+}
+
+static bool
+is_low(long unit)
+{
+    return unit >= 0xdc00 && unit <= 0xdfff;
+}
+
+bool
+kms_json_mend(char *text, size_t len)
+{
+    char *p = text, *end = text + len;
+    bool mended = false;
+
+    while (p < end && (p = memchr(p, '\\', (size_t)(end - p))) != NULL) {
+        long unit = escape_unit(p, end);
+
+        if (unit < 0) {
+            p += 2; /* another escape: \\ must not be taken for the start of the next one */
+        } else if (is_high(unit) && is_low(escape_unit(p + 6, end))) {
+            p += 12;
+        } else {
+            if (unit == 0 || is_high(unit) || is_low(unit)) {
+                memcpy(p + 2, "fffd", 4);
+                mended = true;
+            }
+            p += 6;
+        }
+    }
+    return mended;
+}

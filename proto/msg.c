@@ -569,69 +569,6 @@ read_members(struct kms_request *req, const char *domain, const char **why)
     return KMS_CODE_OK;
 }
 
-/* The code unit of the escape \uXXXX at p, or -1 when there is none. */
-static long
-escape_unit(const char *p, const char *end)
-{
-    long unit = 0;
-    int i;
-
-    if (end - p < 6 || p[0] != '\\' || p[1] != 'u')
-        return -1;
-    for (i = 2; i < 6; i++) {
-        char c = p[i];
-
-        if (c >= '0' && c <= '9')
-            unit = unit * 16 + (c - '0');
-        else if ((c | 0x20) >= 'a' && (c | 0x20) <= 'f')
-            unit = unit * 16 + ((c | 0x20) - 'a') + 10;
-        else
-            return -1;
-    }
-    return unit;
-}
-
-static bool
-is_high(long unit)
-{
-    return unit >= 0xd800 && unit <= 0xdbff;
-}
-
-static bool
-is_low(long unit)
-{
-    return unit >= 0xdc00 && unit <= 0xdfff;
-}
-
-/*
- * Makes escapes that name no character (\u0000, half a surrogate pair) into \uFFFD, in place.  True
- * when there were any. A backslash is only an escape inside a string, and no JSON has one
- * elsewhere: strings need not be told apart.
- */
-static bool
-mend_escapes(char *text, size_t len)
-{
-    char *p = text, *end = text + len;
-    bool mended = false;
-
-    while (p < end && (p = memchr(p, '\\', (size_t)(end - p))) != NULL) {
-        long unit = escape_unit(p, end);
-
-        if (unit < 0) {
-            p += 2; /* another escape: \\ must not be taken for the start of the next one */
-        } else if (is_high(unit) && is_low(escape_unit(p + 6, end))) {
-            p += 12;
-        } else {
-            if (unit == 0 || is_high(unit) || is_low(unit)) {
-                memcpy(p + 2, "fffd", 4);
-                mended = true;
-            }
-            p += 6;
-        }
-    }
-    return mended;
-}
-
 /*
  * JSON but for strings that hold no characters is not malformed (400001), it has a wrong member
  * (400002), and its sender gets his requestId back.
@@ -644,7 +581,7 @@ refuse_syntax(struct kms_request *req, const char *text, size_t len, const char 
     int code = refuse(KMS_CODE_MALFORMED, "The message is not a JSON object", why);
     const char *ignored;
 
-    if (buf_put(&copy, text, len) == KMS_OK && mend_escapes((char *)copy.data, len) &&
+    if (buf_put(&copy, text, len) == KMS_OK && kms_json_mend((char *)copy.data, len) &&
         kms_json_parse(&req->tree, (const char *)copy.data, len) == KMS_OK) {
         code = refuse(KMS_CODE_MEMBER, "A string holds U+0000 or half a surrogate pair", why);
         (void)read_request_id(req, &ignored);
