@@ -6,6 +6,10 @@
 -- Locks are taken in one order everywhere, each sort by (organisation, id): resources, authorisations, keys, channels.
 -- A statement after the lock sees what the one before it has waited for (READ COMMITTED), so judge after locking.
 --
+-- Planner settings: each call touches a few rows of large tables, so the one right plan is nested loops over indexes.
+-- The functions say so instead of trusting estimates: a plan that was made while a table was small stays in a worker's
+-- session for a long time.
+--
 -- Verdicts: 0 done; else the errorCode of protocol.md, section 6; -1 the wrapping key's generation is not current.
 
 SET LOCAL ROLE kms_owner;
@@ -151,7 +155,8 @@ COMMENT ON FUNCTION path_to IS 'NULL: not authorised; {}: directly; else the res
 CREATE FUNCTION channel_create(ops uuid[], orgs uuid[], requests text[], clients text[], channels uuid[], kinds text[],
     subjects text[], blobs bytea[], generations integer[], lifetime_ms bigint)
 RETURNS TABLE (n integer, verdict integer, created bigint, expires bigint)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp SET enable_seqscan = off AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
 #variable_conflict use_variable
 DECLARE
     v_now timestamptz(3) := clock_timestamp();
@@ -230,7 +235,9 @@ COMMENT ON FUNCTION channel_create IS 'Opens channels';
 CREATE FUNCTION channels_open(ids uuid[])
 RETURNS TABLE (n integer, found boolean, org uuid, org_name text, kind text, subject text, client text, blob bytea,
     generation integer, root uuid, wrapped bytea, expires bigint)
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp SET enable_seqscan = off AS $$
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
+SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
     v_now timestamptz := clock_timestamp();
@@ -248,7 +255,9 @@ COMMENT ON FUNCTION channels_open IS 'What is needed to read messages on these c
 
 CREATE FUNCTION channels_check(orgs uuid[], channels uuid[])
 RETURNS TABLE (n integer, verdict integer)
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp SET enable_seqscan = off AS $$
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
+SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
     v_now timestamptz := clock_timestamp();
@@ -431,7 +440,8 @@ COMMENT ON FUNCTION keys_release IS 'Releases keys, each with its record';
 CREATE FUNCTION keys_bind(ops uuid[], orgs uuid[], channels uuid[], requests text[], clients text[], keys uuid[],
     resources uuid[], bound_ms bigint)
 RETURNS SETOF released
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp SET enable_seqscan = off SET jit = off AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
     v_now timestamptz(3) := clock_timestamp();
@@ -946,37 +956,43 @@ COMMENT ON FUNCTION each_item IS 'Runs one do_ function for all items of a call,
 
 CREATE FUNCTION resource_create(ops uuid[], orgs uuid[], channels uuid[], requests text[], clients text[], args jsonb[])
 RETURNS TABLE (n integer, verdict integer, result jsonb)
-LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp SET enable_seqscan = off SET jit = off AS
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS
 $$ SELECT * FROM each_item('resource.create', true, $1, $2, $3, $4, $5, $6) $$;
 COMMENT ON FUNCTION resource_create IS 'Makes resources; args: auths, keys, anonymous, ttl_ms, bound_ms';
 
 CREATE FUNCTION resource_get(ops uuid[], orgs uuid[], channels uuid[], requests text[], clients text[], args jsonb[])
 RETURNS TABLE (n integer, verdict integer, result jsonb)
-LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp SET enable_seqscan = off SET jit = off AS
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS
 $$ SELECT * FROM each_item('resource.get', false, $1, $2, $3, $4, $5, $6) $$;
 COMMENT ON FUNCTION resource_get IS 'Shows resources; args: resource, behalf, officer';
 
 CREATE FUNCTION authorizations_create(ops uuid[], orgs uuid[], channels uuid[], requests text[], clients text[], args jsonb[])
 RETURNS TABLE (n integer, verdict integer, result jsonb)
-LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp SET enable_seqscan = off SET jit = off AS
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS
 $$ SELECT * FROM each_item('authorization.create', true, $1, $2, $3, $4, $5, $6) $$;
 COMMENT ON FUNCTION authorizations_create IS 'Grants; args: resource, auths, anonymous';
 
 CREATE FUNCTION authorizations_list(ops uuid[], orgs uuid[], channels uuid[], requests text[], clients text[], args jsonb[])
 RETURNS TABLE (n integer, verdict integer, result jsonb)
-LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp SET enable_seqscan = off SET jit = off AS
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS
 $$ SELECT * FROM each_item('authorization.list', false, $1, $2, $3, $4, $5, $6) $$;
 COMMENT ON FUNCTION authorizations_list IS 'Lists grants; args: resource, auth, behalf, officer';
 
 CREATE FUNCTION authorizations_delete(ops uuid[], orgs uuid[], channels uuid[], requests text[], clients text[], args jsonb[])
 RETURNS TABLE (n integer, verdict integer, result jsonb)
-LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp SET enable_seqscan = off SET jit = off AS
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS
 $$ SELECT * FROM each_item('authorization.delete', true, $1, $2, $3, $4, $5, $6) $$;
 COMMENT ON FUNCTION authorizations_delete IS 'Takes grants away; args: authorization, or resource and auths';
 
 CREATE FUNCTION channel_delete(ops uuid[], orgs uuid[], channels uuid[], requests text[], clients text[], targets uuid[])
 RETURNS TABLE (n integer, verdict integer, result jsonb)
-LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp SET enable_seqscan = off SET jit = off AS
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS
 $$ SELECT * FROM each_item('channel.delete', true, $1, $2, $3, $4, $5,
        ARRAY(SELECT jsonb_build_object('channel', t.id) FROM unnest($6) WITH ORDINALITY AS t(id, n) ORDER BY t.n)) $$;
 COMMENT ON FUNCTION channel_delete IS 'Ends channels';
@@ -1007,7 +1023,9 @@ COMMENT ON FUNCTION refusals_record IS 'Records what was refused before the stat
 
 CREATE FUNCTION orgs_get(names text[])
 RETURNS TABLE (n integer, org uuid, state text, generation integer, root uuid, wrapped bytea)
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp SET enable_seqscan = off AS $$
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
+SET jit = off AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
@@ -1021,7 +1039,8 @@ COMMENT ON FUNCTION orgs_get IS 'Organisations by name, each with its current wr
 
 CREATE FUNCTION wraps_add(orgs uuid[], generations integer[], wraps bigint[])
 RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp SET enable_seqscan = off AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
 BEGIN
     PERFORM check_lengths(cardinality(orgs), cardinality(generations), cardinality(wraps));
     PERFORM FROM wrapping_keys w

@@ -20,4 +20,13 @@ check_PROGRAMS += tests/sql/migrate-tool
 tests_sql_migrate_tool_SOURCES = tests/sql/migrate_tool.c
 tests_sql_migrate_tool_CFLAGS = $(AM_CFLAGS)
 tests_sql_migrate_tool_LDADD = $(SQL_LIBS)
-EXTRA_DIST += tests/lib/postgres.sh tests/sql/run.sh
+EXTRA_DIST += \
+	tests/lib/postgres.sh \
+	tests/sql/run.sh \
+	tests/sql/suite_migrate.sh tests/sql/suite_pgtap.sh tests/sql/suite_races.sh tests/sql/suite_plans.sh \
+	tests/sql/fixture.psql tests/sql/races.psql \
+	tests/sql/authorizations.sql tests/sql/channels.sql tests/sql/keeper.sql tests/sql/keys_bind.sql \
+	tests/sql/keys_create.sql tests/sql/keys_release.sql tests/sql/nested.sql tests/sql/privileges.sql \
+	tests/sql/refusals.sql tests/sql/resource_keys.sql tests/sql/resources.sql tests/sql/sweep.sql \
+	tests/bench/seed.sql tests/bench/pgbench_release_50.sql tests/bench/pgbench_release_1.sql \
+	tests/bench/pgbench_create_10.sql

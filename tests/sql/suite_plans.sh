@@ -1,0 +1,72 @@
+# suite_plans.sh - at a million keys every statement of the hot functions goes by an index.  Part of run.sh.
+#
+# auto_explain tells the plans that really ran, inside the functions: there must be no sequential scan of a large table,
+# and no scan that reads many rows to throw them away.
+
+sql postgres -c "CREATE DATABASE plans TEMPLATE fresh"
+sql plans -v resources=100000 -v keys=10 -v users=2 -v channels=1000 -f "$top/tests/bench/seed.sql"
+is "a million keys" "$(sql plans -c "SELECT count(*) FROM kms.content_keys")" 1000000
+sql plans <<'SQL'
+INSERT INTO kms.entries (org_id, op_id, verdict, action) SELECT md5('org')::uuid, gen_random_uuid(), 0, 'key.get' FROM generate_series(1, 50000);
+-- A few unbound keys; one resource that is open to another.
+SELECT verdict FROM kms.keys_create(ARRAY[gen_random_uuid()], ARRAY[md5('org')::uuid], ARRAY[md5('channel0')::uuid], '{r}', '{client0}', '{1}', array_fill(1, ARRAY[20]),
+    ARRAY(SELECT md5('new' || i)::uuid FROM generate_series(1, 20) i), array_fill(decode(repeat('01', 61), 'hex'), ARRAY[20]), 3600000) \gset
+VACUUM ANALYZE kms.entries;
+SQL
+
+# plan NAME STATEMENT: runs it and looks at every plan inside.
+plan() {
+    sql plans >"$dir/plan" 2>&1 <<SQL
+SET client_min_messages = log;
+SET auto_explain.log_min_duration = 0;
+SET auto_explain.log_nested_statements = on;
+SET auto_explain.log_analyze = on;
+SET auto_explain.log_timing = off;
+BEGIN;
+$2;
+ROLLBACK;
+SQL
+    # What is under a "never executed" node costs nothing.
+    is "$1: runs" "$(grep -c ERROR "$dir/plan")" 0
+    is "$1: no sequential scan" "$(grep -E 'Seq Scan on (content_keys|resources|authorizations|channels|entries)' "$dir/plan" | grep -vc 'never executed')" 0
+    is "$1: no scan reads many rows" "$(grep -oE '(rows=|Rows Removed by [A-Za-z ]*: )[0-9]{4,}' <(sed 's/(cost=[^)]*)//' "$dir/plan") | head -n 3)" ""
+    if grep -qE "Index|Insert on" "$dir/plan"; then pass; else fail "$1: no plan was seen at all"; fi
+}
+common="ARRAY(SELECT gen_random_uuid() FROM generate_series(1, 50)), array_fill(md5('org')::uuid, ARRAY[50]), array_fill(md5('channel7')::uuid, ARRAY[50]),
+    array_fill('r'::text, ARRAY[50]), array_fill('client7'::text, ARRAY[50])"
+one="ARRAY[gen_random_uuid()], ARRAY[md5('org')::uuid], ARRAY[md5('channel7')::uuid], '{r}', '{client7}'"
+one0="ARRAY[gen_random_uuid()], ARRAY[md5('org')::uuid], ARRAY[md5('channel0')::uuid], '{r}', '{client0}'"
+
+plan "keys_release, 50 authorised" "SELECT count(*) FROM kms.keys_release($common,
+    ARRAY(SELECT md5('key' || (7 + 1000 * i) || '.' || i % 10)::uuid FROM generate_series(1, 50) i), array_fill(NULL::text, ARRAY[50]), array_fill(false, ARRAY[50]))"
+plan "keys_release, 50 not authorised or unknown" "SELECT count(*) FROM kms.keys_release($common,
+    ARRAY(SELECT md5('key' || (8 + 1000 * (i % 25)) || '.' || i)::uuid FROM generate_series(1, 50) i), array_fill(NULL::text, ARRAY[50]), array_fill(false, ARRAY[50]))"
+plan "keys_release, through nesting" "INSERT INTO kms.authorizations SELECT org_id, gen_random_uuid(), md5('resource8')::uuid, 'resource', md5('resource7')::uuid::text, 'x', now()
+    FROM kms.organisations; SELECT count(*) FROM kms.keys_release($one, ARRAY[md5('key8.1')::uuid], '{NULL}', '{f}')"
+plan "keys_release, one" "SELECT count(*) FROM kms.keys_release($one, ARRAY[md5('key7.1')::uuid], '{NULL}', '{f}')"
+plan "keys_create" "SELECT count(*) FROM kms.keys_create($one, '{1}', array_fill(1, ARRAY[10]), ARRAY(SELECT gen_random_uuid() FROM generate_series(1, 10)),
+    array_fill(decode(repeat('01', 61), 'hex'), ARRAY[10]), 3600000)"
+plan "keys_bind" "SELECT count(*) FROM kms.keys_bind($one0, ARRAY[md5('new1')::uuid], ARRAY[md5('resource0')::uuid], 1000)"
+plan "resource_keys" "SELECT count(*) FROM kms.resource_keys($one, ARRAY[md5('resource7')::uuid], '{NULL}', '{NULL}', '{NULL}', '{NULL}', '{f}', 100)"
+plan "resource_keys, in a window" "SELECT count(*) FROM kms.resource_keys($one, ARRAY[md5('resource7')::uuid], '{1000}', '{2000000000000}', '{3}', '{NULL}', '{f}', 100)"
+plan "channel_create" "SELECT count(*) FROM kms.channel_create(ARRAY[gen_random_uuid()], ARRAY[md5('org')::uuid], '{r}', '{c}', ARRAY[gen_random_uuid()], '{user}', '{u}',
+    ARRAY[decode(repeat('01', 61), 'hex')], '{1}', 3600000)"
+plan "channels_open" "SELECT count(*) FROM kms.channels_open(ARRAY(SELECT md5('channel' || i)::uuid FROM generate_series(1, 50) i))"
+plan "channels_check" "SELECT count(*) FROM kms.channels_check(array_fill(md5('org')::uuid, ARRAY[50]), ARRAY(SELECT md5('channel' || i)::uuid FROM generate_series(1, 50) i))"
+plan "channel_delete" "SELECT count(*) FROM kms.channel_delete($one, ARRAY[md5('channel7')::uuid])"
+plan "resource_create" "SELECT count(*) FROM kms.resource_create($one0, ARRAY[jsonb_build_object('keys', jsonb_build_array(md5('new2')::uuid, md5('new3')::uuid),
+    'auths', jsonb_build_array(jsonb_build_object('kind', 'user', 'grantee', 'u'), jsonb_build_object('kind', 'resource', 'grantee', md5('resource7')::uuid)))])"
+plan "resource_get" "SELECT count(*) FROM kms.resource_get($one, ARRAY[jsonb_build_object('resource', md5('resource7')::uuid)])"
+plan "authorizations_create" "SELECT count(*) FROM kms.authorizations_create($one, ARRAY[jsonb_build_object('resource', md5('resource7')::uuid,
+    'auths', jsonb_build_array(jsonb_build_object('kind', 'user', 'grantee', 'u')))])"
+plan "authorizations_list" "SELECT count(*) FROM kms.authorizations_list($one, ARRAY[jsonb_build_object('resource', md5('resource7')::uuid)])"
+plan "authorizations_delete" "SELECT count(*) FROM kms.authorizations_delete($one, ARRAY[jsonb_build_object('resource', md5('resource7')::uuid,
+    'auths', jsonb_build_array(jsonb_build_object('kind', 'user', 'grantee', 'user7@bench.example')))])"
+plan "authorizations_delete, by id" "SELECT count(*) FROM kms.authorizations_delete($one, ARRAY[jsonb_build_object('authorization', md5('authorization7.0')::uuid)])"
+plan "refusals_record" "SELECT kms.refusals_record(ARRAY[gen_random_uuid()], '{NULL}', '{NULL}', '{NULL}', '{NULL}', '{NULL}', '{request}', '{400001}', '{NULL}')"
+plan "orgs_get" "SELECT count(*) FROM kms.orgs_get('{bench,none}')"
+plan "sweep" "UPDATE kms.content_keys SET expires_at = now() WHERE key_id = md5('new4')::uuid; UPDATE kms.resources SET expires_at = now() WHERE resource_id = md5('resource9')::uuid;
+    SELECT kms.sweep(100)"
+plan "audit_tail" "SELECT count(*) FROM kms.audit_tail('bench', 0, 20)"
+plan "key_show" "SELECT kms.key_show(md5('key7.1')::uuid, 'root')"
+plan "resource_show" "SELECT kms.resource_show(md5('resource7')::uuid, 'root')"
