@@ -30,10 +30,11 @@
 #include "proto/jwk.h"
 #include "proto/secret.h"
 
-#define SECURE_HEAP (4u << 20) /* channels and keys under way, 32 bytes each */
-#define BODY_MAX    (4u << 20) /* protocol section 1 */
-#define RATE_NAMES  16384
-#define DRAIN_TICK  50 /* ms */
+#define HEAP_BASE    (1u << 20) /* keys under way, and what OpenSSL keeps there in handshakes */
+#define HEAP_CHANNEL 64 /* bytes for a cached channel's key, with room to be found quickly */
+#define BODY_MAX     (4u << 20) /* protocol section 1 */
+#define RATE_NAMES   16384
+#define DRAIN_TICK   50 /* ms */
 
 static struct event *drain_timer;
 static int64_t drain_deadline;
@@ -377,6 +378,7 @@ worker_main(struct config *cfg, struct shared *sh, unsigned number, int listen_f
             const char *config_path)
 {
     struct worker *w = calloc(1, sizeof(*w));
+    size_t heap = HEAP_BASE; /* a power of two, as OpenSSL wants it */
     bool cut;
     int r;
 
@@ -389,7 +391,9 @@ worker_main(struct config *cfg, struct shared *sh, unsigned number, int listen_f
     shared_own(w->own);
     event_set_log_callback(event_log);
     kms_json_init();
-    if ((r = secret_heap_init(SECURE_HEAP)) == KMS_ERR_LIMIT)
+    while (heap < HEAP_BASE + HEAP_CHANNEL * (size_t)cfg->channel_cache)
+        heap *= 2;
+    if ((r = secret_heap_init(heap)) == KMS_ERR_LIMIT)
         log_warn(
             "memory for keys cannot be locked: raise RLIMIT_MEMLOCK (LimitMEMLOCK=) so that keys"
             " cannot reach swap",
