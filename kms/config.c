@@ -172,7 +172,7 @@ static const struct conf_setting settings[] = {
         "of a connection without a request"),
     NUMBER("limits", "resource_keys", resource_keys, "10000", 1, 1000000,
         "keys in one answer; beyond: 413001 unless count is given"),
-    NUMBER("limits", "channel_cache", channel_cache, "50000", 16, 10000000,
+    NUMBER("limits", "channel_cache", channel_cache, "40000", 16, 10000000,
         "channels whose keys each worker holds in locked memory"),
 
     TEXT("log", "level", log_level, "info",
