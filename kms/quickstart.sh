@@ -306,7 +306,8 @@ END
     mkdir -p "$pg_run"
     chmod 700 "$pg_run"
     if $root; then chown postgres: "$pg_run"; fi
-    as_postgres "$pg_bin/pg_ctl" -D "$pg_data" -l "$pg_root/log" -w -t 60 start >/dev/null 2>&1 </dev/null ||
+    # One that was killed has children which need a moment to notice, and until then its successor refuses to start.
+    wait_for 30 as_postgres "$pg_bin/pg_ctl" -D "$pg_data" -l "$pg_root/log" -w -t 60 start </dev/null ||
         die "PostgreSQL did not start; see $pg_root/log"
 }
 

@@ -196,6 +196,18 @@ has "a suspended organisation is refused" "$refusal" 403
 "$ctl" org resume "$org" >/dev/null
 if as_alice key get "$key" >/dev/null 2>&1; then ok; else bad "a resumed organisation is served"; fi
 
+# --- the keeper's jobs are begun here and looked at later, since they come round only now and then ---
+
+sql() { psql -X -q -A -t -d "$KMS_DATABASE_URL" -c "$1"; }
+if $own; then
+    sql "UPDATE kms.wrapping_keys w SET created_at = w.created_at - interval '100 days' FROM kms.organisations o
+          WHERE o.org_id = w.org_id AND o.name = '$org-op'"
+    due_since=$SECONDS
+    as_alice key create --count 3 --quiet >"$work/unbound"
+    sql "UPDATE kms.content_keys k SET expires_at = clock_timestamp() - interval '1 minute' FROM kms.organisations o
+          WHERE o.org_id = k.org_id AND o.name = '$org' AND k.resource_id IS NULL"
+fi
+
 # --- audit ---
 
 check "audit tail of an organisation" 0 "$ctl" audit tail "$org"
@@ -398,6 +410,29 @@ is "another method" "$(http -X POST "$KMS_METRICS_URL/metrics")" 405
 # --- what breaks the server: on our own only ---
 
 if $own; then
+    # Keys that nobody bound are gone, and that is an entry.
+    swept() { "$ctl" --json audit tail "$org" --limit 100 | jq -e '.entries[] | select(.action == "key.expire") | .keys | length == 3'; }
+    if wait_until 20 swept; then ok; else bad "unbound keys past their time were not swept"; fi
+    check "a swept key" 1 "$ctl" key show "$(head -n 1 "$work/unbound")"
+    http "$KMS_METRICS_URL/metrics" >/dev/null
+    has "metrics count what was swept" "$(cat "$work/body")" '^kms_swept_total\{what="unbound_keys"\} 3$'
+    # An organisation whose wrapping key was too old has a new one.
+    renewed() { [ "$("$ctl" --json org show "$org-op" | jq -r .generation)" = 2 ]; }
+    if wait_until $((due_since + 75 - SECONDS)) renewed; then ok; else bad "a wrapping key that was due was not replaced"; fi
+
+    # A token that does not open the sentinel is not the one that this database's keys are under.
+    flip() { sql "UPDATE kms.roots SET sentinel = set_byte(sentinel, 30, get_byte(sentinel, 30) # 1)"; }
+    root_is() { [ "$("$ctl" --json status | jq -r .keeper.root_state)" = "$1" ]; }
+    flip
+    kill -9 "$("$ctl" --json status | jq -r .keeper.pid)"
+    sleep 0.5
+    if wait_until 20 root_is wrong; then ok; else bad "a wrong root was not noticed"; fi
+    is "a node with a wrong root is not ready" "$(http "$KMS_METRICS_URL/readyz")" 503
+    check "org add under a wrong root" 1 "$ctl" org add "$org-none"
+    has "org add under a wrong root" "$err" "does not hold the database's root key"
+    flip
+    if wait_until 20 root_is proven; then ok; else bad "the root that is right again was not noticed"; fi
+
     # A worker that dies is started again.
     restarts=$("$ctl" --json status | jq -r .restarts)
     kill -9 "$("$ctl" --json status | jq -r '.workers[0].pid')"
@@ -454,6 +489,7 @@ if $own; then
     check "then there is no server" 3 "$ctl" status
     check "quickstart --detach starts it again" 0 "$top/kms/quickstart.sh" --detach --dir "$server"
     check "quickstart --stop" 0 "$top/kms/quickstart.sh" --stop --dir "$server"
+    is "no sanitizer has anything to say" "$(grep -hE 'ERROR: [A-Z][a-z]+Sanitizer|runtime error:' "$server"/log/*.log)" ""
     check "quickstart --stop of none" 1 "$top/kms/quickstart.sh" --stop --dir "$work/none"
     check "quickstart with a wrong port" 1 "$top/kms/quickstart.sh" --detach --dir "$work/x" --port 65536
 fi
