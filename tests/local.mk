@@ -1,5 +1,6 @@
 # Tests and what they are made of; tests/run.sh runs everything.
 EXTRA_DIST += tests/run.sh
+include tests/unit/admin.mk
 include tests/unit/client.mk
 include tests/unit/jose.mk
 include tests/unit/msg.mk
