@@ -11,7 +11,9 @@ proto_libproto_a_SOURCES = \
 	proto/jws.c proto/jws.h \
 	proto/jwt.c proto/jwt.h \
 	proto/kdf.c proto/kdf.h \
+	proto/merkle.c proto/merkle.h \
 	proto/msg.c proto/msg.h \
+	proto/note.c proto/note.h \
 	proto/secret.c proto/secret.h \
 	proto/uri.c proto/uri.h
 # What a program that links libproto.a needs besides.

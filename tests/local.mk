@@ -10,4 +10,5 @@ include tests/fuzz/msg.mk
 include tests/bench/local.mk
 include tests/faults/local.mk
 include tests/unit/kms.mk
+include tests/unit/log.mk
 include tests/clients/local.mk
