@@ -354,6 +354,13 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION keys_create IS 'Stores new unbound keys';
 
+CREATE FUNCTION recorded_verdict(p_org uuid, p_op uuid, p_gone boolean) RETURNS integer LANGUAGE sql VOLATILE AS $$
+    SELECT CASE WHEN e.verdict = 0 AND p_gone THEN 410001 ELSE e.verdict END
+      FROM entries e WHERE e.org_id = p_org AND e.op_id = p_op
+$$;
+COMMENT ON FUNCTION recorded_verdict IS
+    'What the entry of an operation says; volatile, so that entries of the same statement are seen';
+
 -- One statement and no loop: items are judged by joins; only who is not authorised directly costs a search.
 CREATE FUNCTION keys_release(ops uuid[], orgs uuid[], channels uuid[], requests text[], clients text[], keys uuid[],
     behalf text[], officers boolean[])
@@ -424,10 +431,17 @@ BEGIN
     ), fenced AS (
         UPDATE fence SET touched = touched + 1
          WHERE org_id = nobody() AND (SELECT count(*) FROM recorded) < cardinality(ops)
+    ), answered AS (
+        -- What was run before is answered as its record says, whatever has changed since.
+        SELECT j.n, j.org, j.key_id, j.blob, j.generation, j.creator, j.client_id, j.created_at, j.expires_at, j.bound_at,
+               j.resource_id,
+               CASE WHEN (SELECT count(*) FROM recorded) = cardinality(ops) THEN j.verdict
+                    ELSE recorded_verdict(j.org, j.op, j.blob IS NULL) END AS verdict
+          FROM judged j
     )
     SELECT j.n, j.verdict, w.key_id, w.blob, w.generation, w.root_id, w.wrapped, w.org_id, w.creator, w.client_id,
            ms(w.created_at), ms(w.expires_at), ms(w.bound_at), w.resource_id
-      FROM judged j
+      FROM answered j
       LEFT JOIN LATERAL (
            SELECT j.key_id, j.blob, j.generation, x.root_id, x.wrapped, x.org_id, j.creator, j.client_id, j.created_at,
                   j.expires_at, j.bound_at, j.resource_id
@@ -541,32 +555,33 @@ BEGIN
     FOR i IN 1 .. cardinality(ops) LOOP
         v_path := NULL;
         v_keys := NULL;
-        SELECT * INTO v_caller FROM caller(orgs[i], channels[i], v_now);
-        v_verdict := v_caller.verdict;
-        IF v_verdict = 0 THEN
-            SELECT * INTO v_judged FROM judge_resource(orgs[i], resources[i], v_caller.kind, v_caller.subject, behalf[i],
-                officers[i], v_now);
-            v_verdict := v_judged.verdict;
-            v_path := v_judged.path;
-        END IF;
-        IF v_verdict = 0 THEN
-            -- One more than may be, to see that there are more.
-            SELECT array_agg(x.key_id) INTO v_keys
-              FROM (SELECT k.key_id FROM content_keys k
-                     WHERE k.org_id = orgs[i] AND k.resource_id = resources[i]
-                       AND k.bound_at >= coalesce(ms_to_time(after[i]), '-infinity')
-                       AND k.bound_at < coalesce(ms_to_time(before[i]), 'infinity')
-                       AND k.blob IS NOT NULL
-                     ORDER BY k.bound_at DESC, k.key_id DESC
-                     LIMIT coalesce(counts[i], max_keys + 1)) x;
-            IF cardinality(v_keys) > max_keys THEN
-                v_verdict := 413001;
-                v_keys := NULL;
-            END IF;
-        END IF;
-        IF EXISTS (SELECT FROM entries e WHERE e.org_id = orgs[i] AND e.op_id = ops[i]) THEN
+        SELECT e.verdict, e.key_ids INTO v_verdict, v_keys FROM entries e WHERE e.org_id = orgs[i] AND e.op_id = ops[i];
+        IF FOUND THEN
             PERFORM touch_fence();
         ELSE
+            SELECT * INTO v_caller FROM caller(orgs[i], channels[i], v_now);
+            v_verdict := v_caller.verdict;
+            IF v_verdict = 0 THEN
+                SELECT * INTO v_judged FROM judge_resource(orgs[i], resources[i], v_caller.kind, v_caller.subject,
+                    behalf[i], officers[i], v_now);
+                v_verdict := v_judged.verdict;
+                v_path := v_judged.path;
+            END IF;
+            IF v_verdict = 0 THEN
+                -- One more than may be, to see that there are more.
+                SELECT array_agg(x.key_id) INTO v_keys
+                  FROM (SELECT k.key_id FROM content_keys k
+                         WHERE k.org_id = orgs[i] AND k.resource_id = resources[i]
+                           AND k.bound_at >= coalesce(ms_to_time(after[i]), '-infinity')
+                           AND k.bound_at < coalesce(ms_to_time(before[i]), 'infinity')
+                           AND k.blob IS NOT NULL
+                         ORDER BY k.bound_at DESC, k.key_id DESC
+                         LIMIT coalesce(counts[i], max_keys + 1)) x;
+                IF cardinality(v_keys) > max_keys THEN
+                    v_verdict := 413001;
+                    v_keys := NULL;
+                END IF;
+            END IF;
             PERFORM record_entry(orgs[i], ops[i], 'resource.keys', v_verdict, v_caller.kind, v_caller.subject,
                 nullif(behalf[i], v_caller.subject), clients[i], channels[i], resources[i], v_keys, v_path, requests[i],
                 NULL);

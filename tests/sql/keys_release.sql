@@ -1,7 +1,7 @@
 -- Releases: to whom, and each on record.
 BEGIN;
 \ir fixture.psql
-SELECT plan(58);
+SELECT plan(61);
 
 -- Unbound keys.
 SELECT is(pg_temp.keys('alice', '{u1,k1,k2}'), 0);
@@ -48,6 +48,10 @@ CREATE TEMP TABLE before AS SELECT pg_temp.entries() AS entries, pg_temp.fence()
 SELECT is(pg_temp.get('alice', 'k1', op => 'op1'), 0, 'the same operation is answered again');
 SELECT is(pg_temp.entries(), (SELECT entries FROM before), 'without a second entry');
 SELECT is(pg_temp.fence(), (SELECT fence + 1 FROM before), 'but with a commit that waits');
+SELECT is((SELECT (pg_temp.ask('authorizations_create', 'alice', jsonb_build_object('resource', pg_temp.id('space'), 'auths', pg_temp.users('mallory')))).verdict), 0,
+          'mallory is let in');
+SELECT is(pg_temp.get('mallory', 'k1', op => 'op2'), 403001, 'but what was refused before stays refused');
+SELECT is((SELECT (pg_temp.ask('authorizations_delete', 'alice', jsonb_build_object('resource', pg_temp.id('space'), 'auths', pg_temp.users('mallory')))).verdict), 0);
 
 -- One call, many items; each by itself.
 CREATE TEMP TABLE many AS SELECT * FROM kms.keys_release(
@@ -60,7 +64,7 @@ CREATE TEMP TABLE many AS SELECT * FROM kms.keys_release(
 SELECT results_eq('SELECT n, verdict, key FROM many',
     $$ VALUES (1, 0, pg_temp.id('k2')), (2, 403001, NULL), (3, 403001, NULL), (4, 0, pg_temp.id('k2')), (5, 499001, NULL), (6, 403003, NULL) $$,
     'in order, each its own');
-SELECT is(pg_temp.entries(), (SELECT entries + 6 FROM before), 'six items, six entries');
+SELECT is(pg_temp.entries(), (SELECT entries + 2 + 6 FROM before), 'six items, six entries');
 SELECT is((SELECT array_agg(request_id ORDER BY entry_id) FROM (SELECT * FROM kms.entries ORDER BY entry_id DESC LIMIT 6) x),
           '{1,2,3,4,5,NULL}', 'in order');
 
