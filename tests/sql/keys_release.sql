@@ -1,7 +1,7 @@
 -- Releases: to whom, and each on record.
 BEGIN;
 \ir fixture.psql
-SELECT plan(61);
+SELECT plan(63);
 
 -- Unbound keys.
 SELECT is(pg_temp.keys('alice', '{u1,k1,k2}'), 0);
@@ -28,6 +28,8 @@ SELECT ok(r.verdict = 0 AND r.bound = r.expires - 1000000 AND r.resource = pg_te
 SELECT is(pg_temp.get('bob', 'k1'), 0, 'to who is authorised');
 SELECT is(pg_temp.get('alice.desk', 'k1'), 0, 'whatever the client');
 SELECT is(pg_temp.get('mallory', 'k1'), 403001, 'not to who is not');
+SELECT is(pg_temp.get('alice', 'space'), 404001, 'a resource''s id is no key''s, though she is authorised on it');
+SELECT is(pg_temp.get('mallory', 'space'), 404001);
 SELECT is(pg_temp.get('eve', 'k1'), 403001, 'not to another organisation');
 SELECT is(pg_temp.channel('bob.umbrella', 'umbrella', subject => 'bob'), 0, 'somebody of the same name elsewhere');
 SELECT is(pg_temp.get('bob.umbrella', 'k1'), 403001, 'is somebody else');
