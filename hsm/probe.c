@@ -222,8 +222,7 @@ probe_token(struct token *t)
         if (key[i] != 0)
             token_destroy(t, key[i]);
     if (err == KMS_OK && !t->can.wrap_proven)
-        log_warn("token: takes no known key, so that its AES key wrap is not proved to be RFC 3394",
-                 NULL);
+        log_warn("token: its AES key wrap could not be proved to be RFC 3394", NULL);
     return err;
 }
 

@@ -939,7 +939,7 @@ Test(hsmd, goes_on_without_what_is_not_needed)
     stop();
 }
 
-Test(hsmd, takes_the_other_number_where_key_wrap_has_it)
+Test(hsmd, does_not_take_another_key_wrap_for_rfc_3394)
 {
     fixture_init(&f, true, "");
     fixture_control(&f, "no 2109");
