@@ -78,7 +78,7 @@ static volatile sig_atomic_t stopped;
 static bool only_pings;
 static struct board {       /* shared by the processes of `storm drain` */
     _Atomic long long term; /* ns, monotonic: when SIGTERM was sent; 0: not yet */
-    _Atomic long answered, lost;
+    _Atomic long answered, lost, warm;
 } * board;
 static pid_t children[64]; /* of the parent: whom to tell to stop */
 static volatile sig_atomic_t n_children;
@@ -1122,6 +1122,7 @@ drain_worker(const char *dir, int number)
     struct worker *w = alloc(1, sizeof(*w));
     struct batch *b = alloc(1, sizeof(*b));
     long long sent, term;
+    bool warm = false;
     int n;
 
     worker_init(w, dir, number, (unsigned)number + 1);
@@ -1135,6 +1136,9 @@ drain_worker(const char *dir, int number)
         if (!send_batch(w, b))
             break;
         atomic_fetch_add(&board->answered, 1);
+        if (!warm)
+            atomic_fetch_add(&board->warm, 1);
+        warm = true;
     }
     term = atomic_load(&board->term);
     if (https_sent(w->http) && (term == 0 || sent < term)) {
@@ -1160,7 +1164,9 @@ storm_drain(const char *dir, int workers, pid_t server)
     for (i = 0; i < workers; i++)
         if (fork() == 0)
             drain_worker(dir, i);
-    sleep(1);
+    for (i = 0; i < 300 && atomic_load(&board->warm) < workers; i++)
+        usleep(100000);
+    usleep(300000);
     atomic_store(&board->term, now_ns());
     if (kill(server, SIGTERM) != 0)
         die("kill: %s", strerror(errno));
