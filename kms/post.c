@@ -75,7 +75,6 @@ http_error(struct worker *w, uint64_t conn, int status, int code, const char *re
 {
     struct buf body = BUF_INIT;
 
-    count_add(status == 503 ? CT_HTTP_OVERLOADED : CT_HTTP_REFUSED, 1);
     if (buf_putf(&body, "{\"message\":\"%s\",\"errorCode\":%d}", reason, code) != KMS_OK) {
         web_abort(w->web, conn);
         return;
@@ -205,12 +204,12 @@ static int
 body_parse(json_t **out, const char *body, size_t len)
 {
     struct buf copy = BUF_INIT;
-    int r = kms_json_parse(out, body, len);
+    int r = kms_json_parse_strange(out, body, len);
 
     if (r == KMS_ERR_SYNTAX && (r = buf_put(&copy, body, len)) == KMS_OK) {
         r = KMS_ERR_SYNTAX;
         if (kms_json_mend((char *)copy.data, copy.len))
-            r = kms_json_parse(out, buf_str(&copy), copy.len);
+            r = kms_json_parse_strange(out, buf_str(&copy), copy.len);
     }
     buf_release(&copy);
     return r;
@@ -226,6 +225,10 @@ post_messages(struct worker *w, uint64_t conn, const char *body, size_t len, con
 
     if ((r = body_parse(&top, body, len)) == KMS_ERR_NOMEM) {
         http_error(w, conn, 503, 503001, "out of memory; nothing was changed", 2);
+        return;
+    }
+    if (r == KMS_ERR_LIMIT) {
+        http_error(w, conn, 413, KMS_CODE_TOO_LARGE, "the body has too many members", 0);
         return;
     }
     if (r != KMS_OK) {
