@@ -45,7 +45,8 @@
 #define ACCEPT_PAUSE_MS   50 /* after EMFILE; doubles up to .. */
 #define ACCEPT_PAUSE_MAX  5000 /* .. this */
 #define SOURCE_BUCKETS    4096
-#define LINGER_SECONDS    5     /* for a client that still sends to read why it was refused */
+#define LINGER_SECONDS    5 /* for a client that still sends to read why it was refused */
+#define DRAIN_SECONDS     1 /* for the last request of a connection that idles when a drain begins */
 #define LINGER_BODIES     8     /* so many times body_max are read and thrown away meanwhile */
 #define BODY_SMALL        16384 /* a body up to this is always taken in .. */
 #define BODY_TOTAL_BODIES 32    /* .. of larger ones at most so many times body_max at once */
@@ -692,11 +693,8 @@ conn_run(struct conn *c)
                 conn_kill(c);
             break;
         }
-        conn_set_phase(c, PH_IDLE, c->w->limits.idle_timeout);
-        if (c->w->draining)
-            conn_kill(c);
-        else
-            conn_input(c);
+        conn_set_phase(c, PH_IDLE, c->w->draining ? DRAIN_SECONDS : c->w->limits.idle_timeout);
+        conn_input(c);
         break;
     case PH_IDLE:
     case PH_HEAD:
@@ -1079,6 +1077,8 @@ web_abort(struct web *w, uint64_t conn)
     conn_kill(c);
 }
 
+/* A request may be on its way on a connection that idles, or behind the end of its handshake:
+ * whoever sent one before the drain began is answered. */
 void
 web_drain(struct web *w)
 {
@@ -1088,8 +1088,8 @@ web_drain(struct web *w)
     w->draining = true;
     accept_update(w);
     for (i = 0; i < w->n_slots; i++)
-        if ((c = w->slots[i].conn) != NULL && (c->phase == PH_HANDSHAKE || c->phase == PH_IDLE))
-            conn_kill(c);
+        if ((c = w->slots[i].conn) != NULL && c->phase == PH_IDLE)
+            conn_set_phase(c, PH_IDLE, DRAIN_SECONDS);
 }
 
 size_t
