@@ -20,6 +20,7 @@ struct signed_answer {
     struct buf text; /* owned: what is sent */
     struct buf next; /* owned: what is being signed */
     bool signing;
+    bool outdated;     /* what is being signed names a key that is gone: to be thrown away */
     int64_t until;     /* microseconds: when to sign anew */
     int64_t failed;    /* when the HSM failed last */
     uint64_t *waiters; /* owned */
@@ -31,6 +32,8 @@ struct refusals {
     struct signed_answer all[2];
 };
 
+static void sign(struct refusals *rs, enum refusal which);
+
 static void
 signed_cb(void *ctx, uint64_t id, unsigned index, int err, const unsigned char *sig, size_t len)
 {
@@ -39,6 +42,14 @@ signed_cb(void *ctx, uint64_t id, unsigned index, int err, const unsigned char *
     size_t i, n = s->n;
 
     s->signing = false;
+    if (s->outdated) {
+        s->outdated = false;
+        buf_release(&s->next);
+        sign(rs, (enum refusal)index);
+        if (s->signing)
+            return; /* those who wait go on waiting */
+        err = KMS_ERR_UNAVAILABLE;
+    }
     if (err == KMS_OK && (err = jws_end(&s->next, sig, len)) == KMS_OK) {
         buf_release(&s->text);
         s->text = s->next;
@@ -90,6 +101,18 @@ sign(struct refusals *rs, enum refusal which)
     else
         buf_release(&s->next);
     buf_release(&payload);
+}
+
+void
+refusals_renew(struct refusals *rs)
+{
+    unsigned i;
+
+    for (i = 0; i < sizeof(rs->all) / sizeof(rs->all[0]); i++) {
+        buf_release(&rs->all[i].text);
+        rs->all[i].until = 0;
+        rs->all[i].outdated = rs->all[i].signing;
+    }
 }
 
 int

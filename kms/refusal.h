@@ -18,6 +18,9 @@ enum refusal { REFUSE_UNREADABLE, REFUSE_RESET };
 struct refusals *refusals_new(struct worker *w);
 void refusals_free(struct refusals *rs);
 
+/* The static key has another name now: what was signed under the old one is not sent any more. */
+void refusals_renew(struct refusals *rs);
+
 /*
  * KMS_OK: *text is the compact JWS, borrowed until the next turn of the loop.  KMS_ERR_AGAIN:
  * req_wake(req) follows. KMS_ERR_UNAVAILABLE: the HSM is away and none was ever signed.
