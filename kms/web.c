@@ -823,7 +823,6 @@ conn_start(struct web *w, struct conn *c, int fd)
             return KMS_ERR_NOMEM;
         }
     }
-    bufferevent_priority_set(c->bev, 0);
     bufferevent_setcb(c->bev, read_cb, write_cb, event_cb, c);
     return bufferevent_enable(c->bev, EV_READ | EV_WRITE) == 0 ? KMS_OK : KMS_ERR_NOMEM;
 }
@@ -861,7 +860,6 @@ conn_new(struct web *w, int fd, const struct sockaddr_storage *ss)
         goto fail;
     }
     evtimer_assign(&c->deadline, w->base, deadline_cb, c);
-    event_priority_set(&c->deadline, 0);
     w->open++;
     w->live++;
     count_add(CT_CONNECTIONS_OPEN, 1);
@@ -999,10 +997,6 @@ web_new(struct event_base *base, int listen_fd, SSL_CTX *tls, const struct web_l
         web_free(w);
         return NULL;
     }
-    event_priority_set(w->listener, 0);
-    event_priority_set(w->resume, 0);
-    event_priority_set(w->crowd, 0);
-    event_priority_set(w->turn, 0);
     /* A client that left must not end the process: OpenSSL writes with write(2). */
     if (sigaction(SIGPIPE, NULL, &sa) == 0 && sa.sa_handler == SIG_DFL)
         signal(SIGPIPE, SIG_IGN);
