@@ -9,6 +9,7 @@
 
 #include "hsm/log.h"
 #include "kms/rate.h"
+#include "kms/refusal.h"
 #include "kms/web.h"
 #include "kms/worker.h"
 #include "proto/err.h"
@@ -83,6 +84,23 @@ http_error(struct worker *w, uint64_t conn, int status, int code, const char *re
     buf_release(&body);
 }
 
+/*
+ * Where the key to a message could not be asked for, a signed 503 stands in its place: what its
+ * neighbours did must be told.
+ */
+static int
+fill_in(struct worker *w, struct post *p)
+{
+    const char *text = refusals_have(w->refusals, REFUSE_BUSY);
+    unsigned i;
+    int r = text != NULL ? KMS_OK : KMS_ERR_UNAVAILABLE;
+
+    for (i = 0; i < p->n && r == KMS_OK; i++)
+        if (p->answers[i].len == 0)
+            r = buf_puts(&p->answers[i], text);
+    return r;
+}
+
 /* The last message is answered. */
 static void
 post_end(struct worker *w, struct post *p)
@@ -96,11 +114,11 @@ post_end(struct worker *w, struct post *p)
     while (*at != p)
         at = &(*at)->hash_next;
     *at = p->hash_next;
-    if (p->unknown || (p->unavailable > 0 && p->unavailable < p->n)) {
+    if (p->unknown || (p->unavailable > 0 && p->unavailable < p->n && fill_in(w, p) != KMS_OK)) {
         /* Something may have been changed that cannot be told of: no answer is the only true one.
          */
         web_abort(w->web, p->conn);
-    } else if (p->unavailable > 0) {
+    } else if (p->unavailable == p->n) {
         http_error(w, p->conn, 503, 503001, "temporarily unavailable; nothing was changed", 2);
     } else {
         for (i = 0; i < p->n; i++)

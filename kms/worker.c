@@ -200,6 +200,8 @@ hsm_changed(void *ctx, bool ready)
         ready = false;
     }
     atomic_store(&w->own->hsm_ready, ready);
+    if (ready)
+        refusals_prepare(w->refusals);
     log_info(ready ? "hsm ready" : "hsm away", NULL);
 }
 
