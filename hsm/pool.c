@@ -30,8 +30,9 @@
 #define DEATHS_MAX  2
 #define FAILURES_MAX                                                                               \
     2 /* starts that fail before those who wait are refused: the first may be a hiccup */
-#define SPLIT_MIN  32 /* items from which two custodians are faster than one */
-#define SLOW_ITEMS 4  /* of operations that take milliseconds: so many at a time */
+#define SPLIT_MIN   32 /* items from which two custodians are faster than one */
+#define QUICK_ITEMS 64 /* at a time: over a network, these too take milliseconds each */
+#define SLOW_ITEMS  4  /* of operations that take milliseconds: so many at a time */
 #define START_CALLS                                                                                \
     10 /* how many times a call's limit a start may take: a dozen calls, login among them */
 #define INIT_MS      120000
@@ -577,6 +578,12 @@ feed(struct custodian *c, struct part *part, unsigned take)
         custodian_gone(c, true);
 }
 
+static unsigned
+smaller(unsigned a, unsigned b)
+{
+    return a < b ? a : b;
+}
+
 /* How many items of a part to hand over, with so many custodians idle. */
 static unsigned
 portion(const struct pool *p, const struct part *part, unsigned idle)
@@ -584,11 +591,11 @@ portion(const struct pool *p, const struct part *part, unsigned idle)
     unsigned share = (part->count + idle - 1) / idle;
 
     if (queue_of(part->r->type) == SLOW)
-        return share < SLOW_ITEMS ? share : SLOW_ITEMS;
+        return smaller(share, SLOW_ITEMS);
     /* Only where nothing else waits for the other one. */
     if (part->count > SPLIT_MIN && TAILQ_NEXT(part, entry) == NULL)
-        return share;
-    return part->count;
+        return smaller(share, QUICK_ITEMS);
+    return smaller(part->count, QUICK_ITEMS);
 }
 
 static void

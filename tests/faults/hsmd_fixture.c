@@ -105,12 +105,14 @@ absolute(const char *path, char out[4096])
 void
 fixture_init(struct fixture *f, bool shim, const char *settings)
 {
-    char softhsm[128], tokens[128];
+    char softhsm[128], tokens[128], module[4096];
     char util[] = "softhsm2-util", init[] = "--init-token", slot[] = "--free", label[] = "--label",
          name[] = FIXTURE_LABEL, pin[] = "--pin", so_pin[] = "--so-pin", value[] = FIXTURE_PIN;
     char *argv[] = {util, init, slot, label, name, pin, value, so_pin, value, NULL};
 
     memset(f, 0, sizeof(*f));
+    if (shim) /* before there is anything to be left behind */
+        absolute(from_env("P11SHIM", "tests/faults/p11shim.so"), module);
     snprintf(f->dir, sizeof(f->dir), "%.40s/hsmd-XXXXXX", from_env("TMPDIR", "/tmp"));
     if (mkdtemp(f->dir) == NULL)
         die("cannot make a directory");
