@@ -250,8 +250,8 @@ setting_cb(void *user, const char *section, const char *name, const char *value)
     bool known_section = false;
     char list[1024];
 
-    if (is_listed(r->others, section))
-        return 1;
+    if (name[0] == '\0' || is_listed(r->others, section))
+        return 1; /* nameless: the grammar's check told that */
     for (size_t i = 0; i < r->n; i++) {
         const struct conf_setting *s = &r->settings[i];
 
@@ -360,7 +360,7 @@ conf_read(void *out, size_t size, const struct conf_setting *settings, size_t n,
      * may be long. */
     ini_allow_multiline = false;
     ini_use_stack = false;
-    ini_max_line = CONF_LINE_MAX;
+    ini_initial_alloc = ini_max_line = CONF_LINE_MAX;
     if (ini_parse_stream(line_cb, &r, setting_cb, &r) < 0)
         report(&r, 0, "out of memory");
     if (ferror(r.file))

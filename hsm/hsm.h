@@ -1,10 +1,11 @@
 /*
  * hsm.h - what the rest of the server may ask of hsmd, asynchronously, over its Unix socket.
  *
- * hsmd is the only process that loads the PKCS#11 module.  Here is the client side: a handle on a libevent loop that
- * connects, greets, and reconnects by itself.  Each call is one item; items of a kind that are handed in during one turn
- * of the loop travel in one frame, and answers come back by (id, index), in any order, never from inside the call.
- * Every item is answered exactly once: with its result, with an error, or at its deadline.
+ * hsmd is the only process that loads the PKCS#11 module.  Here is the client side: a handle on a
+ * libevent loop that connects, greets, and reconnects by itself.  Each call is one item; items of a
+ * kind that are handed in during one turn of the loop travel in one frame, and answers come back by
+ * (id, index), in any order, never from inside the call. Every item is answered exactly once: with
+ * its result, with an error, or at its deadline.
  *
  * Keys passed to a callback are borrowed and wiped when it returns.
  */
@@ -22,12 +23,12 @@ struct hsm;
 #define HSM_WRAPPED_LEN 40 /* a wrapping key under its root: RFC 3394 */
 #define HSM_BLOB_LEN    61 /* format 1 | nonce 12 | ciphertext 32 | tag 16; see hsm/README.md */
 #define HSM_ID_LEN      16
-#define HSM_KCV_LEN     8  /* key check value, see hsm/README.md */
+#define HSM_KCV_LEN     8 /* key check value, see hsm/README.md */
 #define HSM_RSA_MAX     512
 
 /*
- * A wrapping key as the database keeps it.  hsmd is stateless about it: every item names it whole, hsmd caches the
- * unwrapped session object.
+ * A wrapping key as the database keeps it.  hsmd is stateless about it: every item names it whole,
+ * hsmd caches the unwrapped session object.
  */
 struct hsm_wrapping_key {
     unsigned char root[HSM_ID_LEN]; /* CKA_ID of the root key that wraps it */
@@ -36,13 +37,16 @@ struct hsm_wrapping_key {
     unsigned char wrapped[HSM_WRAPPED_LEN];
 };
 
-/* What a blob holds; part of its additional data, with the organisation, the id and the generation. */
+/* What a blob holds; part of its additional data, with the organisation, the id and the generation.
+ */
 enum hsm_purpose { HSM_CONTENT_KEY = 1, HSM_CHANNEL_KEY = 2, HSM_SENTINEL = 3 };
 
 enum hsm_oaep { HSM_OAEP_SHA1 = 1, HSM_OAEP_SHA256 = 2 };
 
-/* err: KMS_OK, KMS_ERR_UNAVAILABLE (hsmd or the token is away), KMS_ERR_TIMEOUT, KMS_ERR_CRYPTO (does not open: wrong key,
- * moved or damaged), KMS_ERR_NOT_FOUND (no such root), KMS_ERR_LIMIT (queue full), KMS_ERR_PROTOCOL. */
+/* err: KMS_OK, KMS_ERR_UNAVAILABLE (hsmd or the token is away), KMS_ERR_TIMEOUT, KMS_ERR_CRYPTO
+ * (does not open: wrong key, moved or damaged), KMS_ERR_NOT_FOUND (no such root, no such key in the
+ * token), KMS_ERR_LIMIT (queue full), KMS_ERR_PROTOCOL. Pointers are NULL unless err is KMS_OK;
+ * blob is NULL for hsm_unwrap, key is NULL for hsm_wrap: the caller has them. */
 typedef void hsm_key_cb(void *ctx, uint64_t id, unsigned index, int err, const unsigned char *key,
                         const unsigned char *blob);
 typedef void hsm_bytes_cb(void *ctx, uint64_t id, unsigned index, int err, const unsigned char *p,
@@ -53,11 +57,12 @@ typedef void hsm_wrapping_key_cb(void *ctx, uint64_t id, int err,
                                  const unsigned char kcv[HSM_KCV_LEN]);
 
 /*
- * Connects in the background; never blocks.  path is copied.  deadline_ms: for each item, from its hand-over.
- * NULL: no memory.
+ * Connects in the background; never blocks.  path is copied.  deadline_ms: for each item, from its
+ * hand-over. NULL: no memory.
  */
 struct hsm *hsm_new(struct event_base *base, const char *path, int deadline_ms);
-/* Answers what is under way with KMS_ERR_UNAVAILABLE, closes, frees.  Not from inside a callback.  NULL is fine. */
+/* Answers what is under way with KMS_ERR_UNAVAILABLE, closes, frees.  Not from inside a callback.
+ * NULL is fine. */
 void hsm_free(struct hsm *h);
 
 /* Greeted, and the token is logged in, and root and static key are there. */
@@ -75,12 +80,14 @@ struct hsm_info {
     size_t static_e_len;
     unsigned char audit_public[32]; /* Ed25519; valid when has_audit */
     bool has_audit;
-    bool oaep_sha256_native; /* false: hsmd does the padding after a raw RSA operation in the token */
+    bool oaep_sha256_native; /* false: hsmd does the padding after a raw RSA operation in the token
+                              */
 };
 const struct hsm_info *hsm_get_info(const struct hsm *h);
 
 /*
- * The items.  KMS_OK: the callback will come.  KMS_ERR_LIMIT (too many under way), KMS_ERR_NOMEM: it will not.
+ * The items.  KMS_OK: the callback will come.  KMS_ERR_LIMIT (too many under way), KMS_ERR_NOMEM:
+ * it will not.
  */
 /* A new key of HSM randomness: the callback gets both the key and its blob. */
 int hsm_generate(struct hsm *h, const struct hsm_wrapping_key *wk, enum hsm_purpose purpose,
@@ -94,8 +101,8 @@ int hsm_unwrap(struct hsm *h, const struct hsm_wrapping_key *wk, enum hsm_purpos
                const unsigned char object[HSM_ID_LEN], const unsigned char blob[HSM_BLOB_LEN],
                hsm_key_cb *cb, void *ctx, uint64_t id, unsigned index);
 /*
- * RSA-OAEP by the static key: 32 bytes.  Wrong padding or length gives 32 random bytes and KMS_OK, in the same time (RFC
- * 7516 section 11.5): an error here always means that the HSM did not answer.
+ * RSA-OAEP by the static key: 32 bytes.  Wrong padding or length gives 32 random bytes and KMS_OK,
+ * in the same time (RFC 7516 section 11.5): an error here always means that the HSM did not answer.
  */
 int hsm_oaep_open(struct hsm *h, enum hsm_oaep hash, const unsigned char *ek, size_t ek_len,
                   hsm_bytes_cb *cb, void *ctx, uint64_t id, unsigned index);
@@ -103,16 +110,20 @@ int hsm_oaep_open(struct hsm *h, enum hsm_oaep hash, const unsigned char *ek, si
 int hsm_sign_pss(struct hsm *h, const unsigned char digest[32], hsm_bytes_cb *cb, void *ctx,
                  uint64_t id, unsigned index);
 /* Ed25519 by the audit key over up to 4096 bytes. */
-int hsm_sign_audit(struct hsm *h, const void *msg, size_t len, hsm_bytes_cb *cb, void *ctx, uint64_t id,
-                   unsigned index);
+int hsm_sign_audit(struct hsm *h, const void *msg, size_t len, hsm_bytes_cb *cb, void *ctx,
+                   uint64_t id, unsigned index);
 /* Randomness of the HSM, at most 1024 bytes. */
 int hsm_random(struct hsm *h, size_t len, hsm_bytes_cb *cb, void *ctx, uint64_t id, unsigned index);
 
-/* Administration: the keeper only.  A new wrapping key under the current root, made and proved inside the HSM. */
+/* Administration: the keeper only.  A new wrapping key under the current root, made and proved
+ * inside the HSM. */
 int hsm_wrapping_key_new(struct hsm *h, hsm_wrapping_key_cb *cb, void *ctx, uint64_t id);
-/* Makes what is missing of root, static (rsa_bits) and audit key; the callback gets the status (as below). */
+/* Makes what is missing of root, static (rsa_bits; 0: as hsmd is configured) and audit key; the
+ * callback gets the status (as below), or with an error the reason as a text.  Its deadline is two
+ * minutes at least: HSMs take long for RSA keys. */
 int hsm_init(struct hsm *h, unsigned rsa_bits, hsm_bytes_cb *cb, void *ctx, uint64_t id);
-/* A JSON object (text): module, token, state, what the token can do, keys with ids and check values, sessions, counters. */
+/* A JSON object (text): module, token, state, what the token can do, keys with ids and check
+ * values, sessions, counters. */
 int hsm_status(struct hsm *h, hsm_bytes_cb *cb, void *ctx, uint64_t id);
 
 #endif

@@ -26,11 +26,15 @@
 #include "hsm/wire.h"
 #include "proto/err.h"
 
-#define WAITING_MAX  65536 /* items in the queues */
-#define DEATHS_MAX   2
-#define SPLIT_MIN    32 /* items from which two custodians are faster than one */
-#define SLOW_ITEMS   4  /* of operations that take milliseconds: so many at a time */
-#define START_MS     60000
+#define WAITING_MAX 65536 /* items in the queues */
+#define DEATHS_MAX  2
+#define FAILURES_MAX                                                                               \
+    2 /* starts that fail before those who wait are refused: the first may be a hiccup */
+#define SPLIT_MIN   32 /* items from which two custodians are faster than one */
+#define QUICK_ITEMS 64 /* at a time: over a network, these too take milliseconds each */
+#define SLOW_ITEMS  4  /* of operations that take milliseconds: so many at a time */
+#define START_CALLS                                                                                \
+    10 /* how many times a call's limit a start may take: a dozen calls, login among them */
 #define INIT_MS      120000
 #define LEAVE_MS     3000
 #define RETRY_MIN_MS 100
@@ -79,7 +83,8 @@ struct pool {
     struct event *tend, *retry, *child;
     int retry_ms;
     enum frame_state state; /* of the last custodian that said; 0: none yet */
-    bool away;              /* nobody works, and the last one that tried could not */
+    unsigned failures;      /* starts that failed, since one did not */
+    bool away;              /* nobody works, and the last ones that tried could not */
     bool stopped;           /* the PIN was refused: nobody is started */
     uint32_t seq;
     struct frame_hello hello;
@@ -325,10 +330,8 @@ custodian_leave(struct custodian *c, bool kill_it)
 static void
 check_away(struct pool *p)
 {
-    bool away = pool_working(p) == 0;
-
-    p->away = away;
-    if (!away)
+    p->away = pool_working(p) == 0 && (p->stopped || p->failures >= FAILURES_MAX);
+    if (!p->away)
         return;
     p->hello.ready = false;
     refuse_all(p, KMS_ERR_UNAVAILABLE);
@@ -339,13 +342,8 @@ check_away(struct pool *p)
 static void
 start_failed(struct pool *p)
 {
-    if (p->state == FRAME_STATE_PIN_REFUSED || p->state == FRAME_STATE_PIN_LOCKED) {
-        p->stopped = true;
-        log_error(
-            "custodians: none is started any more, as the PIN was refused; put it right, then "
-            "send SIGHUP or restart",
-            NULL);
-    } else {
+    p->failures++;
+    if (!p->stopped) {
         timer_start(p->retry, p->retry_ms);
         p->retry_ms = p->retry_ms * 2 < RETRY_MAX_MS ? p->retry_ms * 2 : RETRY_MAX_MS;
     }
@@ -366,7 +364,8 @@ custodian_gone(struct custodian *c, bool kill_it)
     else
         p->counters.died++;
     if (starting) {
-        p->state = FRAME_STATE_ABSENT; /* it died or hung before it could say */
+        if (pool_working(p) == 0)
+            p->state = FRAME_STATE_ABSENT; /* it died or hung before it could say */
         start_failed(p);
     }
     if (part != NULL)
@@ -393,6 +392,29 @@ watchdog_cb(evutil_socket_t fd, short what, void *arg)
     custodian_gone(c, true);
 }
 
+/* A custodian that cannot work: it has said why, and ends. */
+static void
+on_bad_state(struct custodian *c, enum frame_state state)
+{
+    struct pool *p = c->p;
+    bool pin = state == FRAME_STATE_PIN_REFUSED || state == FRAME_STATE_PIN_LOCKED;
+
+    /* While others work, a token that one did not get hold of is not away; a PIN that was refused
+     * always matters. */
+    if (pin || pool_working(p) == 0)
+        p->state = state;
+    p->stopped |= pin; /* nobody else shall try */
+    if (pin)
+        log_error(
+            "custodians: none is started any more, as the PIN was refused; put it right, then "
+            "send SIGHUP or restart",
+            NULL);
+    if (c->activity == STARTING) {
+        custodian_leave(c, false);
+        start_failed(p);
+    }
+}
+
 static void
 on_report(struct custodian *c, const struct frame_head *head, const unsigned char *body)
 {
@@ -417,21 +439,17 @@ on_report(struct custodian *c, const struct frame_head *head, const unsigned cha
         OPENSSL_free(p->text);
         p->text = text;
     }
-    p->state = state;
     if (state != FRAME_STATE_READY && state != FRAME_STATE_EMPTY) {
-        if (c->activity == STARTING) {
-            custodian_leave(c, false);
-            start_failed(p);
-        } else if (state == FRAME_STATE_PIN_REFUSED || state == FRAME_STATE_PIN_LOCKED) {
-            p->stopped = true; /* it is about to go; nobody else shall try */
-        }
+        on_bad_state(c, state);
         return;
     }
+    p->state = state;
     if (c->activity == STARTING) {
         c->activity = IDLE;
         event_del(c->watchdog);
         p->retry_ms = RETRY_MIN_MS;
         p->away = false;
+        p->failures = 0;
         log_info("custodian: ready", "number%u", (unsigned long long)c->number, "pid%d",
                  (int)c->pid, NULL);
     } else {
@@ -507,7 +525,7 @@ custodian_start(struct custodian *c)
     c->activity = STARTING;
     c->wear = FRESH;
     p->counters.started++;
-    timer_start(c->watchdog, START_MS);
+    timer_start(c->watchdog, p->s.call_ms * START_CALLS);
     if ((setup = (struct setup *)wire_frame_new(sizeof(*setup))) != NULL) {
         *setup = *p->s.setup;
         setup->number = c->number;
@@ -560,6 +578,12 @@ feed(struct custodian *c, struct part *part, unsigned take)
         custodian_gone(c, true);
 }
 
+static unsigned
+smaller(unsigned a, unsigned b)
+{
+    return a < b ? a : b;
+}
+
 /* How many items of a part to hand over, with so many custodians idle. */
 static unsigned
 portion(const struct pool *p, const struct part *part, unsigned idle)
@@ -567,11 +591,11 @@ portion(const struct pool *p, const struct part *part, unsigned idle)
     unsigned share = (part->count + idle - 1) / idle;
 
     if (queue_of(part->r->type) == SLOW)
-        return share < SLOW_ITEMS ? share : SLOW_ITEMS;
+        return smaller(share, SLOW_ITEMS);
     /* Only where nothing else waits for the other one. */
     if (part->count > SPLIT_MIN && TAILQ_NEXT(part, entry) == NULL)
-        return share;
-    return part->count;
+        return smaller(share, QUICK_ITEMS);
+    return smaller(part->count, QUICK_ITEMS);
 }
 
 static void

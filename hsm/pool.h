@@ -1,8 +1,8 @@
 /*
  * pool.h - the custodians: started, watched, fed, killed and replaced.
  *
- * Each is a process of its own that holds the token through the vendor's module (custodian.c).  The supervisor never
- * calls the module, so nothing that the module does can hold it up.
+ * Each is a process of its own that holds the token through the vendor's module (custodian.c).  The
+ * supervisor never calls the module, so nothing that the module does can hold it up.
  */
 #ifndef HSM_POOL_H
 #define HSM_POOL_H
@@ -27,7 +27,8 @@ struct request {
     bool over;                  /* the client was answered: what comes back is thrown away */
 };
 
-/* Items first.. of r were answered: `count` answers at p, then text.  p NULL: none of them will be, for err. */
+/* Items first.. of r were answered: `count` answers at p, then text.  p NULL: none of them will be,
+ * for err. */
 typedef void pool_answer_cb(struct request *r, unsigned first, unsigned count, int err,
                             const unsigned char *p, const unsigned char *text, size_t text_len);
 /* No part of an over request is in the pool any more. */
@@ -51,12 +52,15 @@ struct pool *pool_new(struct event_base *base, const struct pool_settings *s);
 /* Sends the custodians home; waits for them, and kills those that do not go. */
 void pool_free(struct pool *p);
 
-/* KMS_OK: answers will come, later.  KMS_ERR_UNAVAILABLE: the token is away.  KMS_ERR_LIMIT: too much waits. */
+/* KMS_OK: answers will come, later.  KMS_ERR_UNAVAILABLE: the token is away.  KMS_ERR_LIMIT: too
+ * much waits. */
 int pool_add(struct pool *p, struct request *r);
-/* r is over: takes back what no custodian has yet.  `released` may be called before this returns. */
+/* r is over: takes back what no custodian has yet.  `released` may be called before this returns.
+ */
 void pool_drop(struct pool *p, struct request *r);
 
-/* Replaces all custodians, one after the other, with a fresh login: also the way on after a refused PIN. */
+/* Replaces all custodians, one after the other, with a fresh login: also the way on after a refused
+ * PIN. */
 void pool_renew(struct pool *p);
 
 struct pool_counters {

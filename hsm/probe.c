@@ -148,7 +148,7 @@ static int
 probe_nonce(struct token *t, const CK_OBJECT_HANDLE key[2])
 {
     static const unsigned char plain[HSM_KEY_LEN], aad[BLOB_AAD_LEN] = "kms nonce probe";
-    unsigned char nonce[3][GCM_NONCE_LEN], out[3][HSM_KEY_LEN + GCM_TAG_LEN], back[HSM_KEY_LEN];
+    unsigned char nonce[4][GCM_NONCE_LEN], out[4][HSM_KEY_LEN + GCM_TAG_LEN], back[HSM_KEY_LEN];
     unsigned char given[GCM_NONCE_LEN];
     CK_GCM_PARAMS params;
     CK_MECHANISM mechanism = {CKM_AES_GCM, &params, sizeof(params)};
@@ -173,7 +173,7 @@ probe_nonce(struct token *t, const CK_OBJECT_HANDLE key[2])
     } else {
         t->can.nonce = NONCE_ZEROED;
     }
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 4; i++) {
         if (token_seal(t, key[i / 2], aad, sizeof(aad), plain, nonce[i], out[i]) != KMS_OK)
             return unfit(t, "AES-GCM: no fit nonce; try custody = process");
         for (int j = 0; j < i; j++)
@@ -222,8 +222,7 @@ probe_token(struct token *t)
         if (key[i] != 0)
             token_destroy(t, key[i]);
     if (err == KMS_OK && !t->can.wrap_proven)
-        log_warn("token: takes no known key, so that its AES key wrap is not proved to be RFC 3394",
-                 NULL);
+        log_warn("token: its AES key wrap could not be proved to be RFC 3394", NULL);
     return err;
 }
 

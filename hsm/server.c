@@ -169,6 +169,10 @@ answer_cb(struct request *r, unsigned first, unsigned count, int err, const unsi
         free(status);
         return;
     }
+    if (r->type == FRAME_INIT && p == NULL) {
+        text = (const unsigned char *)pool_state(e->s->pool);
+        text_len = strlen(pool_state(e->s->pool));
+    }
     entry_send(e, text, text_len);
 }
 

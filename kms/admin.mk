@@ -16,7 +16,7 @@ kms_kmsctl_CPPFLAGS = $(AM_CPPFLAGS) $(PQ_CFLAGS)
 kms_kmsctl_LDADD = $(SQL_LIBS) $(HSM_LIBS) $(PROTO_LIBS) $(PQ_LIBS)
 
 dist_man_MANS += kms/kmsd.8 kms/kmsctl.8 kms/kms.conf.5
-dist_doc_DATA += kms/kms.conf.sample
+dist_doc_DATA += kms/kms.conf.sample kms/kmsd.service kms/hsmd.service
 bashcompletiondir = $(datadir)/bash-completion/completions
 dist_bashcompletion_DATA = kms/kmsctl.bash
-EXTRA_DIST += kms/README.md kms/quickstart.sh kms/kmsd.service kms/hsmd.service
+EXTRA_DIST += kms/README.md kms/quickstart.sh

@@ -22,7 +22,7 @@ struct opening {
     struct uuid id;
     uint64_t *waiters; /* owned: request ids */
     size_t n, cap;
-    bool sent;
+    bool sent;               /* to the database */
     struct channel *channel; /* owned: what the database said, until hsmd has the key */
     struct hsm_wrapping_key wk;
     unsigned char blob[HSM_BLOB_LEN];
@@ -108,7 +108,6 @@ drop(struct channels *cs, struct channel *c)
         at = &(*at)->hash_next;
     *at = c->hash_next;
     unlink_use(cs, c);
-    c->cached = false;
     cs->count--;
     count_set(CT_CHANNELS_CACHED, cs->count);
     channel_put(cs, c);
@@ -132,7 +131,6 @@ insert(struct channels *cs, struct channel *c)
     c->hash_next = cs->hash[bucket(&c->id)];
     cs->hash[bucket(&c->id)] = c;
     link_newest(cs, c);
-    c->cached = true;
     c->refs++;
     cs->count++;
     count_set(CT_CHANNELS_CACHED, cs->count);
@@ -297,53 +295,69 @@ opening_rows(void *ctx, int err, const PGresult *res, const char *sqlstate)
 
     for (row = 0; err == KMS_OK && row < PQntuples(res); row++) {
         if (!db_get_int4(res, row, 0, &n) || !db_get_bool(res, row, 1, &found) || n < 1 ||
-            (size_t)n > a->n || (o = opening_find(cs, &a->ids[n - 1])) == NULL)
+            (size_t)n > a->n || (o = opening_find(cs, &a->ids[n - 1])) == NULL ||
+            o->channel != NULL)
             continue;
         r = found ? opening_row(cs, o, res, row) : KMS_ERR_NOT_FOUND;
         if (r != KMS_OK)
             opening_end(cs, o, r);
     }
-    if (err != KMS_OK)
-        for (i = 0; i < a->n; i++)
-            if ((o = opening_find(cs, &a->ids[i])) != NULL)
-                opening_end(cs, o, KMS_ERR_UNAVAILABLE);
+    /* Those without a row, and all of them where the call failed: whoever has one is at hsmd. */
+    for (i = 0; i < a->n; i++)
+        if ((o = opening_find(cs, &a->ids[i])) != NULL && o->channel == NULL)
+            opening_end(cs, o, KMS_ERR_UNAVAILABLE);
     free(a);
+}
+
+/* Asks the database for the openings in a; 0 of them: nothing. */
+static int
+openings_ask(struct asked *a)
+{
+    struct db_params p;
+    struct opening *o;
+
+    db_params_init(&p);
+    db_array_begin(&p, DB_UUID);
+    for (o = a->cs->openings; o != NULL && a->n < STATE_BATCH; o = o->next) {
+        if (o->sent)
+            continue;
+        o->sent = true;
+        db_put_uuid(&p, &o->id);
+        a->ids[a->n++] = o->id;
+    }
+    db_array_end(&p);
+    if (a->n > 0)
+        return db_call(a->cs->w->db, SC_CHANNELS_OPEN, &p, opening_rows, a);
+    db_params_release(&p);
+    return KMS_OK;
 }
 
 static void
 openings_send(evutil_socket_t fd, short what, void *arg)
 {
     struct channels *cs = arg;
-    struct db_params p;
-    struct asked *a = NULL;
-    struct opening *o;
-    size_t i;
+    struct opening *o, *next;
+    struct asked *a;
+    int r = KMS_OK;
 
-    while ((a = calloc(1, sizeof(*a))) != NULL) {
+    do {
+        if ((a = calloc(1, sizeof(*a))) == NULL)
+            break;
         a->cs = cs;
-        db_params_init(&p);
-        db_array_begin(&p, DB_UUID);
-        for (o = cs->openings; o != NULL && a->n < STATE_BATCH; o = o->next) {
-            if (o->sent)
-                continue;
-            o->sent = true;
-            db_put_uuid(&p, &o->id);
-            a->ids[a->n++] = o->id;
+        r = openings_ask(a);
+        if (r == KMS_OK && a->n == 0) {
+            free(a);
+            return;
         }
-        db_array_end(&p);
-        if (a->n == 0) {
-            db_params_release(&p);
-            break;
-        }
-        if (db_call(cs->w->db, SC_CHANNELS_OPEN, &p, opening_rows, a) != KMS_OK) {
-            for (i = 0; i < a->n; i++)
-                if ((o = opening_find(cs, &a->ids[i])) != NULL)
-                    opening_end(cs, o, KMS_ERR_UNAVAILABLE);
-            break;
-        }
+        if (r != KMS_OK)
+            opening_rows(a, r, NULL, NULL);
+    } while (r == KMS_OK);
+    /* No memory: whoever was not asked for hears so now, since nothing comes back to them. */
+    for (o = cs->openings; o != NULL; o = next) {
+        next = o->next;
+        if (!o->sent)
+            opening_end(cs, o, KMS_ERR_UNAVAILABLE);
     }
-    if (a != NULL && a->n == 0)
-        free(a);
 }
 
 int
@@ -398,8 +412,7 @@ channels_new(struct worker *w, size_t max)
         return NULL;
     cs->w = w;
     cs->max = max;
-    if ((cs->gather = event_new(w->base, -1, 0, openings_send, cs)) == NULL ||
-        event_priority_set(cs->gather, PRIO_GATHER) != 0) {
+    if ((cs->gather = event_new(w->base, -1, 0, openings_send, cs)) == NULL) {
         channels_free(cs);
         return NULL;
     }

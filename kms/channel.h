@@ -22,7 +22,6 @@ struct channel {
     struct channel *hash_next;
     struct channel *older, *newer; /* by use */
     unsigned refs;                 /* requests that hold it; the cache itself is one */
-    bool cached;
     struct uuid id;
     struct uuid org;
     char *org_name;     /* owned */

@@ -377,8 +377,10 @@ conn_call_done(struct conn *c)
         return;
     }
     if (c->doubtful || res == NULL || state[0] == '\0' || strncmp(state, "57P", 3) == 0 ||
-        strncmp(state, "08", 2) == 0 || strcmp(state, "26000") == 0) {
-        /* The server goes away, or the commit is in doubt: ask again on another connection. */
+        strncmp(state, "08", 2) == 0 || strcmp(state, "26000") == 0 ||
+        strcmp(state, "25006") == 0) {
+        /* The server goes away, became a standby, or the commit is in doubt: ask again on another
+         * connection, which checks the server anew. */
         PQclear(res);
         c->call = call;
         conn_drop(c, state[0] != '\0' ? state : "the outcome is in doubt");
@@ -586,6 +588,7 @@ static void
 db_tick(evutil_socket_t fd, short what, void *arg)
 {
     struct db *db = arg;
+    TAILQ_HEAD(, call) over = TAILQ_HEAD_INITIALIZER(over);
     struct call *call, *next;
     int64_t now = now_ms();
     int i;
@@ -602,8 +605,13 @@ db_tick(evutil_socket_t fd, short what, void *arg)
         next = TAILQ_NEXT(call, entry);
         if (call->unknown ? now - call->sent > UNKNOWN_MS : now - call->queued > db->deadline_ms) {
             TAILQ_REMOVE(&db->queue, call, entry);
-            call_end(call, call->unknown ? KMS_ERR_TIMEOUT : KMS_ERR_UNAVAILABLE, NULL, NULL);
+            TAILQ_INSERT_TAIL(&over, call, entry);
         }
+    }
+    /* Callbacks make new calls: by now the queue may change. */
+    while ((call = TAILQ_FIRST(&over)) != NULL) {
+        TAILQ_REMOVE(&over, call, entry);
+        call_end(call, call->unknown ? KMS_ERR_TIMEOUT : KMS_ERR_UNAVAILABLE, NULL, NULL);
     }
     dispatch(db);
 }

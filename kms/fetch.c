@@ -130,7 +130,6 @@ socket_cb(CURL *easy, curl_socket_t fd, int what, void *arg, void *socket)
         events |= what & CURL_POLL_IN ? EV_READ : 0;
         events |= what & CURL_POLL_OUT ? EV_WRITE : 0;
         if ((ev = event_new(f->base, fd, events, event_cb, f)) != NULL) {
-            event_priority_set(ev, 0);
             event_add(ev, NULL);
         }
     }
@@ -297,7 +296,6 @@ fetcher_new(struct event_base *base)
         fetcher_free(f);
         return NULL;
     }
-    event_priority_set(f->timer, 0);
     return f;
 }
 

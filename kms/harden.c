@@ -44,6 +44,8 @@ harden_worker(void)
         SCMP_SYS(ptrace),
         SCMP_SYS(process_vm_readv),
         SCMP_SYS(process_vm_writev),
+        SCMP_SYS(pidfd_getfd),
+        SCMP_SYS(kcmp),
         SCMP_SYS(mount),
         SCMP_SYS(umount2),
         SCMP_SYS(pivot_root),
@@ -53,6 +55,7 @@ harden_worker(void)
         SCMP_SYS(bpf),
         SCMP_SYS(perf_event_open),
         SCMP_SYS(kexec_load),
+        SCMP_SYS(kexec_file_load),
         SCMP_SYS(init_module),
         SCMP_SYS(finit_module),
         SCMP_SYS(delete_module),
@@ -70,6 +73,8 @@ harden_worker(void)
         SCMP_SYS(setregid),
         SCMP_SYS(setresuid),
         SCMP_SYS(setresgid),
+        SCMP_SYS(setgroups),
+        SCMP_SYS(io_uring_setup), /* its operations pass no filter */
     };
     scmp_filter_ctx f = seccomp_init(SCMP_ACT_ALLOW);
     unsigned i;

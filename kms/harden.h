@@ -13,8 +13,9 @@ void harden_process(void);
  * (seccomp).  KMS_OK, KMS_ERR_SYSTEM. */
 int harden_worker(void);
 
-/* The user to become; dies with its parent.  KMS_OK, KMS_ERR_NOT_FOUND (no such user),
- * KMS_ERR_SYSTEM. */
+/* Becomes the user for good, with its groups; nothing when name is "" or we are not root.  The
+ * kernel forgets PR_SET_DUMPABLE and PR_SET_PDEATHSIG at this: set them afterwards.  KMS_OK,
+ * KMS_ERR_NOT_FOUND (no such user), KMS_ERR_SYSTEM. */
 int harden_user(const char *name);
 
 #endif

@@ -42,8 +42,8 @@ X509_STORE *https_cas(const struct https *h);
 int https_exchange(struct https *h, const char *method, const char *path, const void *body,
                    size_t len, int *status, struct buf *answer);
 
-/* After a failure: whether anything of the request may have reached the server, so that nobody knows
- * what became of it. */
+/* After a failure: whether anything of the request may have reached the server, so that nobody
+ * knows what became of it. */
 bool https_sent(const struct https *h);
 
 /* The head of an answer. */

@@ -22,6 +22,7 @@
 #include "kms/admin.h"
 #include "kms/config.h"
 #include "kms/db.h"
+#include "kms/harden.h"
 #include "kms/metrics.h"
 #include "kms/shared.h"
 #include "proto/err.h"
@@ -720,12 +721,10 @@ keeper_main(const struct config *cfg, struct shared *sh, int admin_fd, int metri
 {
     struct keeper k = {.cfg = cfg, .sh = sh, .config_path = config_path};
     struct event *hup = NULL, *term = NULL;
-    int status = 1;
+    int status = 1, r;
 
     signal(SIGPIPE, SIG_IGN);
     signal(SIGUSR1, SIG_IGN);
-    /* ^C reaches the whole foreground group; what it means is the parent's to say. */
-    signal(SIGINT, SIG_IGN);
     if ((k.base = event_base_new()) == NULL ||
         (k.sweep_timer = evtimer_new(k.base, sweep_start, &k)) == NULL ||
         (k.root_timer = evtimer_new(k.base, root_start, &k)) == NULL ||
@@ -744,7 +743,10 @@ keeper_main(const struct config *cfg, struct shared *sh, int admin_fd, int metri
     arm(k.root_timer, ROOT_AGAIN_MS);
     arm(k.keys_timer, KEYS_MS);
     arm(k.stats_timer, STATS_FIRST_MS);
+    if ((r = harden_worker()) != KMS_OK)
+        log_warn("the keeper could not be confined", "why", kms_strerror(r), NULL);
     log_info("keeper started", NULL);
+    signals_take();
     event_base_dispatch(k.base);
     status = 0;
 out:

@@ -41,13 +41,14 @@
 #define CONFIG_DEFAULT "/etc/kms/kms.conf"
 #define BACKLOG        1024
 #define PAUSE_MAX      30 /* seconds between restarts of a child that keeps dying */
+#define PAUSE_OVER     60 /* seconds that a child must have run for its pause to be forgotten */
 #define DRAIN_GRACE    5  /* seconds after the drain's own deadline */
 
 /* A child: a worker by its number, or the keeper. */
 struct child {
-    pid_t pid; /* 0: not running */
-    time_t started;
-    time_t again; /* when to start it; 0: it runs */
+    pid_t pid;       /* 0: not running */
+    int64_t started; /* seconds, monotonic: a clock that is set must not hold a restart up */
+    int64_t again;   /* likewise: when to start it */
     int pause;
 };
 
@@ -56,11 +57,21 @@ struct parent {
     const char *path;
     struct shared *sh;
     int listen_fd, admin_fd, metrics_fd; /* metrics_fd -1: off */
+    bool admin_ours;                     /* made by us, not inherited: ours to remove */
     unsigned workers;
     struct child child[WORKERS_MAX + 1]; /* the last one is the keeper */
     bool ending;
     bool cut; /* a child was ended before its work was done */
 };
+
+static int64_t
+now_s(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return ts.tv_sec;
+}
 
 /* --- sockets
  * ------------------------------------------------------------------------------------------------------------
@@ -118,12 +129,15 @@ listen_admin(const char *path, const char *group)
     strcpy(sa.sun_path, path);
     if ((fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)) < 0)
         return -1;
-    if (connect(fd, (struct sockaddr *)&sa, sizeof(sa)) == 0) {
-        close(fd);
-        errno = EADDRINUSE;
+    r = connect(fd, (struct sockaddr *)&sa, sizeof(sa)) == 0 ? EADDRINUSE : errno;
+    close(fd);
+    /* Its queue may be full (EAGAIN): only one that nobody listens on was left behind. */
+    if (r == EAGAIN)
+        r = EADDRINUSE;
+    if (r != ECONNREFUSED && r != ENOENT) {
+        errno = r;
         return -1;
     }
-    close(fd);
     unlink(path);
     if ((fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)) < 0)
         return -1;
@@ -177,8 +191,8 @@ open_sockets(struct parent *p)
         log_error("cannot listen for clients", "listen", c->listen, "why", strerror(errno), NULL);
         return KMS_ERR_SYSTEM;
     }
-    if ((p->admin_fd = inherited("admin")) < 0 &&
-        (p->admin_fd = listen_admin(c->admin_socket, c->admin_group)) < 0) {
+    p->admin_ours = (p->admin_fd = inherited("admin")) < 0;
+    if (p->admin_ours && (p->admin_fd = listen_admin(c->admin_socket, c->admin_group)) < 0) {
         log_error(errno == EADDRINUSE ? "another kmsd serves the admin socket"
                                       : "cannot listen on the admin socket",
                   "socket", c->admin_socket, "why", strerror(errno), NULL);
@@ -213,11 +227,12 @@ static void
 child_run(struct parent *p, unsigned i)
 {
     char name[32];
-    sigset_t none;
     int status;
 
-    sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, NULL);
+    /* The parent's signals stay blocked until the child has its handlers (signals_take): a reload
+     * that comes before must not kill it.  ^C reaches the whole foreground group; what it means is
+     * the parent's to say. */
+    signal(SIGINT, SIG_IGN);
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (getppid() != p->sh->parent)
         _exit(1);
@@ -262,12 +277,11 @@ child_start(struct parent *p, unsigned i)
         child_run(p, i);
     if (pid < 0) {
         log_error("cannot start a process", "why", strerror(errno), NULL);
-        c->again = time(NULL) + 1;
+        c->again = now_s() + 1;
         return;
     }
     c->pid = pid;
-    c->started = time(NULL);
-    c->again = 0;
+    c->started = now_s();
     if (slot != NULL)
         atomic_store(&slot->pid, pid);
 }
@@ -298,10 +312,10 @@ child_ended(struct parent *p, pid_t pid, int status)
               child_name(p, i, name), "signal%d", WIFSIGNALED(status) ? WTERMSIG(status) : 0,
               "status%d", WIFEXITED(status) ? WEXITSTATUS(status) : 0, NULL);
     atomic_fetch_add(&p->sh->restarts, 1);
-    c->pause = time(NULL) - c->started > 60 ? 0 : c->pause == 0 ? 1 : c->pause * 2;
+    c->pause = now_s() - c->started > PAUSE_OVER ? 0 : c->pause == 0 ? 1 : c->pause * 2;
     if (c->pause > PAUSE_MAX)
         c->pause = PAUSE_MAX;
-    c->again = time(NULL) + (c->pause > 1 ? c->pause : 0);
+    c->again = now_s() + (c->pause > 1 ? c->pause : 0);
 }
 
 static void
@@ -342,8 +356,6 @@ notify(const char *state)
 static const char *
 needs_restart(const struct config *a, const struct config *b)
 {
-    if (strcmp(a->domain, b->domain) != 0)
-        return "domain";
     if (strcmp(a->listen, b->listen) != 0)
         return "listen";
     if (strcmp(a->admin_socket, b->admin_socket) != 0)
@@ -370,6 +382,12 @@ reload(struct parent *p)
     if (config_read(&next, p->path, stderr) != KMS_OK) {
         log_error("reload refused: the configuration is wrong; the old one stays in force", "file",
                   p->path, NULL);
+        atomic_store(&p->sh->reload_failed, 1);
+    } else if (strcmp(next->domain, p->cfg->domain) != 0) {
+        /* A worker that is started again would serve another domain than the rest. */
+        log_error("reload refused: the domain cannot change; the old configuration stays in force",
+                  "domain", p->cfg->domain, NULL);
+        config_free(next);
         atomic_store(&p->sh->reload_failed, 1);
     } else {
         if ((what = needs_restart(p->cfg, next)) != NULL)
@@ -402,7 +420,7 @@ static void
 end_all(struct parent *p, const sigset_t *set)
 {
     static const struct timespec tick = {0, 100000000};
-    time_t deadline = time(NULL) + p->cfg->drain + DRAIN_GRACE;
+    int64_t deadline = now_s() + p->cfg->drain + DRAIN_GRACE;
     pid_t keeper = p->child[p->workers].pid;
     bool told = false;
 
@@ -418,7 +436,7 @@ end_all(struct parent *p, const sigset_t *set)
             kill(keeper, SIGTERM);
             told = true;
         }
-        if (time(NULL) > deadline) {
+        if (now_s() > deadline) {
             unsigned i;
 
             p->cut = true;
@@ -467,7 +485,7 @@ watch(struct parent *p)
             break;
         }
         for (i = 0; i <= p->workers; i++)
-            if (p->child[i].pid == 0 && p->child[i].again <= time(NULL))
+            if (p->child[i].pid == 0 && p->child[i].again <= now_s())
                 child_start(p, i);
         if (!told) {
             told = true;
@@ -608,7 +626,8 @@ main(int argc, char **argv)
     watch(&p);
     if (p.cfg->pid_file[0] != '\0')
         unlink(p.cfg->pid_file);
-    unlink(p.cfg->admin_socket);
+    if (p.admin_ours)
+        unlink(p.cfg->admin_socket);
     log_info("ended", NULL);
     return p.cut ? 3 : 0;
 }

@@ -9,6 +9,7 @@
 
 #include "hsm/log.h"
 #include "kms/rate.h"
+#include "kms/refusal.h"
 #include "kms/web.h"
 #include "kms/worker.h"
 #include "proto/err.h"
@@ -75,13 +76,29 @@ http_error(struct worker *w, uint64_t conn, int status, int code, const char *re
 {
     struct buf body = BUF_INIT;
 
-    count_add(status == 503 ? CT_HTTP_OVERLOADED : CT_HTTP_REFUSED, 1);
     if (buf_putf(&body, "{\"message\":\"%s\",\"errorCode\":%d}", reason, code) != KMS_OK) {
         web_abort(w->web, conn);
         return;
     }
     web_answer(w->web, conn, status, NULL, &body, retry_after, false);
     buf_release(&body);
+}
+
+/*
+ * Where the key to a message could not be asked for, a signed 503 stands in its place: what its
+ * neighbours did must be told.
+ */
+static int
+fill_in(struct worker *w, struct post *p)
+{
+    const char *text = refusals_have(w->refusals, REFUSE_BUSY);
+    unsigned i;
+    int r = text != NULL ? KMS_OK : KMS_ERR_UNAVAILABLE;
+
+    for (i = 0; i < p->n && r == KMS_OK; i++)
+        if (p->answers[i].len == 0)
+            r = buf_puts(&p->answers[i], text);
+    return r;
 }
 
 /* The last message is answered. */
@@ -97,11 +114,11 @@ post_end(struct worker *w, struct post *p)
     while (*at != p)
         at = &(*at)->hash_next;
     *at = p->hash_next;
-    if (p->unknown || (p->unavailable > 0 && p->unavailable < p->n)) {
+    if (p->unknown || (p->unavailable > 0 && p->unavailable < p->n && fill_in(w, p) != KMS_OK)) {
         /* Something may have been changed that cannot be told of: no answer is the only true one.
          */
         web_abort(w->web, p->conn);
-    } else if (p->unavailable > 0) {
+    } else if (p->unavailable == p->n) {
         http_error(w, p->conn, 503, 503001, "temporarily unavailable; nothing was changed", 2);
     } else {
         for (i = 0; i < p->n; i++)
@@ -205,12 +222,12 @@ static int
 body_parse(json_t **out, const char *body, size_t len)
 {
     struct buf copy = BUF_INIT;
-    int r = kms_json_parse(out, body, len);
+    int r = kms_json_parse_strange(out, body, len);
 
     if (r == KMS_ERR_SYNTAX && (r = buf_put(&copy, body, len)) == KMS_OK) {
         r = KMS_ERR_SYNTAX;
         if (kms_json_mend((char *)copy.data, copy.len))
-            r = kms_json_parse(out, buf_str(&copy), copy.len);
+            r = kms_json_parse_strange(out, buf_str(&copy), copy.len);
     }
     buf_release(&copy);
     return r;
@@ -226,6 +243,10 @@ post_messages(struct worker *w, uint64_t conn, const char *body, size_t len, con
 
     if ((r = body_parse(&top, body, len)) == KMS_ERR_NOMEM) {
         http_error(w, conn, 503, 503001, "out of memory; nothing was changed", 2);
+        return;
+    }
+    if (r == KMS_ERR_LIMIT) {
+        http_error(w, conn, 413, KMS_CODE_TOO_LARGE, "the body has too many members", 0);
         return;
     }
     if (r != KMS_OK) {

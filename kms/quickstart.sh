@@ -317,7 +317,7 @@ make_database() {
     fi
     "$build_dir/kms/kmsctl" database migrate --url "$database" >"$dir/log/migrate.log" 2>&1 </dev/null || {
         cat "$dir/log/migrate.log" >&2
-        die "the schema could not be made"
+        die "the schema could not be brought to this version; for a new server remove $dir"
     }
 }
 

@@ -20,6 +20,7 @@ struct signed_answer {
     struct buf text; /* owned: what is sent */
     struct buf next; /* owned: what is being signed */
     bool signing;
+    bool outdated;     /* what is being signed names a key that is gone: to be thrown away */
     int64_t until;     /* microseconds: when to sign anew */
     int64_t failed;    /* when the HSM failed last */
     uint64_t *waiters; /* owned */
@@ -28,8 +29,10 @@ struct signed_answer {
 
 struct refusals {
     struct worker *w;
-    struct signed_answer all[2];
+    struct signed_answer all[REFUSE_KINDS];
 };
+
+static void sign(struct refusals *rs, enum refusal which);
 
 static void
 signed_cb(void *ctx, uint64_t id, unsigned index, int err, const unsigned char *sig, size_t len)
@@ -39,6 +42,14 @@ signed_cb(void *ctx, uint64_t id, unsigned index, int err, const unsigned char *
     size_t i, n = s->n;
 
     s->signing = false;
+    if (s->outdated) {
+        s->outdated = false;
+        buf_release(&s->next);
+        sign(rs, (enum refusal)index);
+        if (s->signing)
+            return; /* those who wait go on waiting */
+        err = KMS_ERR_UNAVAILABLE;
+    }
     if (err == KMS_OK && (err = jws_end(&s->next, sig, len)) == KMS_OK) {
         buf_release(&s->text);
         s->text = s->next;
@@ -54,7 +65,7 @@ signed_cb(void *ctx, uint64_t id, unsigned index, int err, const unsigned char *
         req_wake(rs->w, s->waiters[i]);
 }
 
-/* What the two say: 400001 without a requestId, 499001 with one of our own. */
+/* What they say: all without a requestId, but 499001 with one of our own. */
 static int
 refusal_text(struct buf *out, enum refusal which)
 {
@@ -65,6 +76,8 @@ refusal_text(struct buf *out, enum refusal which)
 
     if (which == REFUSE_UNREADABLE)
         return answer_error(out, KMS_CODE_MALFORMED, NULL, NULL);
+    if (which == REFUSE_BUSY)
+        return answer_error(out, KMS_CODE_OVERLOADED, NULL, NULL);
     if ((r = uuid_random(&id)) != KMS_OK)
         return r;
     uuid_format(text, &id);
@@ -92,6 +105,18 @@ sign(struct refusals *rs, enum refusal which)
     buf_release(&payload);
 }
 
+void
+refusals_renew(struct refusals *rs)
+{
+    unsigned i;
+
+    for (i = 0; i < sizeof(rs->all) / sizeof(rs->all[0]); i++) {
+        buf_release(&rs->all[i].text);
+        rs->all[i].until = 0;
+        rs->all[i].outdated = rs->all[i].signing;
+    }
+}
+
 int
 refusals_get(struct refusals *rs, enum refusal which, uint64_t req, const char **text)
 {
@@ -109,6 +134,22 @@ refusals_get(struct refusals *rs, enum refusal which, uint64_t req, const char *
     return KMS_ERR_AGAIN;
 }
 
+const char *
+refusals_have(const struct refusals *rs, enum refusal which)
+{
+    return rs->all[which].text.len > 0 ? buf_str(&rs->all[which].text) : NULL;
+}
+
+void
+refusals_prepare(struct refusals *rs)
+{
+    unsigned i;
+
+    for (i = 0; i < REFUSE_KINDS; i++)
+        if (rs->all[i].text.len == 0 && !rs->all[i].signing)
+            sign(rs, (enum refusal)i);
+}
+
 struct refusals *
 refusals_new(struct worker *w)
 {
@@ -118,7 +159,7 @@ refusals_new(struct worker *w)
     if (rs == NULL)
         return NULL;
     rs->w = w;
-    for (i = 0; i < 2; i++) {
+    for (i = 0; i < REFUSE_KINDS; i++) {
         rs->all[i].failed = INT64_MIN / 2;
         if ((rs->all[i].waiters = calloc(WAITERS_MAX, sizeof(uint64_t))) == NULL) {
             refusals_free(rs);
@@ -135,7 +176,7 @@ refusals_free(struct refusals *rs)
 
     if (rs == NULL)
         return;
-    for (i = 0; i < 2; i++) {
+    for (i = 0; i < REFUSE_KINDS; i++) {
         buf_release(&rs->all[i].text);
         buf_release(&rs->all[i].next);
         free(rs->all[i].waiters);

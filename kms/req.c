@@ -331,6 +331,8 @@ anonymous_verify(struct req *rq)
         return KMS_ERR_NOT_FOUND;
     if (jws.alg != JWS_PS256)
         return KMS_ERR_ALGORITHM;
+    if (strcmp(jws.typ, "JWT") != 0)
+        return KMS_ERR_HEADER; /* one of our answers, which the same key signs */
     if ((r = jws_verify(&jws, w->static_public)) != KMS_OK ||
         (r = jws_payload(&jws, &payload)) != KMS_OK ||
         (r = kms_json_parse(&claims, buf_str(&payload), payload.len)) != KMS_OK)
@@ -343,7 +345,7 @@ anonymous_verify(struct req *rq)
         kms_uri_parse(&sub, text, strlen(text), w->cfg->domain) != KMS_OK ||
         sub.kind != URI_AUTHORIZATION)
         goto out;
-    if (kms_json_int(claims, "exp", 0, INT64_MAX, &exp) == KMS_ERR_MEMBER)
+    if (kms_json_int(claims, "exp", 0, INT64_MAX / 1000, &exp) == KMS_ERR_MEMBER)
         goto out;
     r = exp != 0 && exp * 1000 <= wall_ms() ? KMS_ERR_EXPIRED : KMS_OK;
     rq->anonymous = true;
@@ -581,7 +583,7 @@ state_judged(struct req *rq, int verdict)
 
     if (verdict == -1)
         return stale(rq);
-    if (verdict == KMS_CODE_RESET) {
+    if (verdict == KMS_CODE_RESET && rq->channel != NULL) {
         channels_drop(rq->w->channels, &rq->channel->id);
         return unreadable(rq, KMS_CODE_RESET);
     }

@@ -1,6 +1,7 @@
 /* shared.c - the page of counters and flags that kmsd's processes share. */
 #include "kms/shared.h"
 
+#include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
@@ -61,6 +62,15 @@ shared_new(unsigned workers)
     s->workers = workers;
     s->started = (long long)time(NULL);
     return s;
+}
+
+void
+signals_take(void)
+{
+    sigset_t none;
+
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
 }
 
 void

@@ -84,6 +84,9 @@ struct shared {
 /* Maps the page; NULL: errno says why. */
 struct shared *shared_new(unsigned workers);
 
+/* A child's handlers are in place: the parent's signals, blocked since the fork, may come. */
+void signals_take(void);
+
 /* Of this process's own slot; set once after fork.  Calls before that count nothing. */
 void shared_own(struct shared_worker *w);
 void count_add(enum counter c, uint64_t n);

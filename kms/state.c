@@ -18,6 +18,8 @@
 #include "proto/err.h"
 #include "proto/json.h"
 
+#define TICK_US 50000 /* the longest that a busy loop holds requests back: see PRIO_GATHER */
+
 #define COMMON "$1, $2, $3, $4, $5" /* ops, orgs, channels, requests, clients */
 
 const struct db_statement state_statements[SC_STATEMENTS] = {
@@ -95,7 +97,7 @@ struct state {
     struct req_list queue[SC_CALLS];
     size_t waiting[SC_CALLS];
     struct event *gather; /* runs after the events of this turn */
-    struct event *tick;   /* gives up what waited too long for a connection */
+    struct event *tick;   /* gathers in spite of a busy loop; gives up what waited too long */
     unsigned first;       /* where the round over the queues begins: none starves */
 };
 
@@ -103,7 +105,6 @@ struct state {
 struct batch {
     struct state *st;
     enum state_call call;
-    bool alone; /* sent again by itself, after its batch was refused as a whole */
     int n;
     struct req *reqs[STATE_BATCH]; /* borrowed: a request does not go while it waits */
 };
@@ -227,51 +228,75 @@ put_channels_check(struct batch *b, struct db_params *p)
     EACH(p, DB_UUID, db_put_uuid(p, &rq->channel->id));
 }
 
+/* Sets a member, or says that there was no memory: an argument that is missing means something
+ * else. */
+static void
+arg(json_t *args, const char *name, json_t *value, int *err)
+{
+    if (json_object_set_new(args, name, value) != 0)
+        *err = KMS_ERR_NOMEM;
+}
+
+static json_t *
+json_uuid(const struct uuid *u)
+{
+    char text[UUID_TEXT + 1];
+
+    uuid_format(text, u);
+    return json_string(text);
+}
+
+static json_t *
+json_auth_ids(const struct kms_request *msg, int *err)
+{
+    json_t *list = json_array();
+    size_t i;
+
+    for (i = 0; i < msg->n_auth_ids; i++) {
+        const struct kms_auth_id *a = &msg->auth_ids[i];
+        json_t *grantee = a->is_resource ? json_uuid(&a->resource) : json_string(a->user);
+
+        if (json_array_append_new(list, json_pack("{s:s, s:o}", "kind",
+                                                  a->is_resource ? "resource" : "user", "grantee",
+                                                  grantee)) != 0)
+            *err = KMS_ERR_NOMEM;
+    }
+    return list;
+}
+
 /* The arguments of a cold function: one JSON object. */
 static void
 put_args(struct db_params *p, const struct req *rq)
 {
-    char id[UUID_TEXT + 1];
+    const struct kms_request *msg = &rq->msg;
     struct buf text = BUF_INIT;
     json_t *args = json_object(), *list;
+    int err = KMS_OK;
     size_t i;
 
-    if (rq->msg.by_uri) {
-        uuid_format(id, &rq->msg.uri.id);
-        json_object_set_new(args, "authorization", json_string(id));
-    } else if (rq->msg.has_resource) {
-        uuid_format(id, &rq->msg.resource);
-        json_object_set_new(args, "resource", json_string(id));
-    }
-    list = json_array();
-    for (i = 0; i < rq->msg.n_auth_ids; i++) {
-        const struct kms_auth_id *a = &rq->msg.auth_ids[i];
-
-        if (a->is_resource)
-            uuid_format(id, &a->resource);
-        json_array_append_new(list,
-                              json_pack("{s:s, s:s}", "kind", a->is_resource ? "resource" : "user",
-                                        "grantee", a->is_resource ? id : a->user));
-    }
-    if (rq->msg.op == OP_AUTHORIZATIONS_LIST && rq->msg.n_auth_ids > 0)
-        json_object_set(args, "auth", json_array_get(list, 0));
-    json_object_set_new(args, "auths", list);
-    json_object_set_new(args, "anonymous", json_integer(rq->msg.anonymous));
-    if (rq->msg.op == OP_RESOURCE_CREATE) {
+    if (msg->by_uri)
+        arg(args, "authorization", json_uuid(&msg->uri.id), &err);
+    else if (msg->has_resource)
+        arg(args, "resource", json_uuid(&msg->resource), &err);
+    list = json_auth_ids(msg, &err);
+    if (msg->op == OP_AUTHORIZATIONS_LIST && msg->n_auth_ids > 0)
+        arg(args, "auth", json_incref(json_array_get(list, 0)), &err);
+    arg(args, "auths", list, &err);
+    arg(args, "anonymous", json_integer(msg->anonymous), &err);
+    if (msg->op == OP_RESOURCE_CREATE) {
         list = json_array();
-        for (i = 0; i < rq->msg.n_keys; i++) {
-            uuid_format(id, &rq->msg.keys[i]);
-            json_array_append_new(list, json_string(id));
-        }
-        json_object_set_new(args, "keys", list);
-        json_object_set_new(args, "bound_ms", json_integer(rq->w->cfg->bound_key * 1000));
-        if (rq->msg.ttl > 0)
-            json_object_set_new(args, "ttl_ms", json_integer(rq->msg.ttl * 1000));
+        for (i = 0; i < msg->n_keys; i++)
+            if (json_array_append_new(list, json_uuid(&msg->keys[i])) != 0)
+                err = KMS_ERR_NOMEM;
+        arg(args, "keys", list, &err);
+        arg(args, "bound_ms", json_integer(rq->w->cfg->bound_key * 1000), &err);
+        if (msg->ttl > 0)
+            arg(args, "ttl_ms", json_integer(msg->ttl * 1000), &err);
     }
-    if (rq->msg.on_behalf_of != NULL)
-        json_object_set_new(args, "behalf", json_string(rq->msg.on_behalf_of));
-    json_object_set_new(args, "officer", json_boolean(rq->who.compliance));
-    if (kms_json_put(&text, args) != KMS_OK)
+    if (msg->on_behalf_of != NULL)
+        arg(args, "behalf", json_string(msg->on_behalf_of), &err);
+    arg(args, "officer", json_boolean(rq->who.compliance), &err);
+    if (err != KMS_OK || kms_json_put(&text, args) != KMS_OK)
         p->err = KMS_ERR_NOMEM;
     else
         db_put_json(p, buf_str(&text), text.len);
@@ -465,7 +490,6 @@ batch_done(void *ctx, int err, const PGresult *res, const char *sqlstate)
             }
             one->st = b->st;
             one->call = b->call;
-            one->alone = true;
             one->n = 1;
             one->reqs[0] = b->reqs[i];
             batch_send(one);
@@ -543,7 +567,7 @@ state_submit(struct state *st, enum state_call call, struct req *rq)
 struct state *
 state_new(struct worker *w)
 {
-    static const struct timeval tick = {0, 200000};
+    static const struct timeval tick = {0, TICK_US};
     struct state *st = calloc(1, sizeof(*st));
     int i;
 

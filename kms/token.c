@@ -846,7 +846,6 @@ tokens_new(struct event_base *base, const struct config *c)
         tokens_free(t);
         return NULL;
     }
-    event_priority_set(t->refresh, 0);
     take_config(t, c);
     set_get(t);
     return t;

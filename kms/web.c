@@ -45,7 +45,8 @@
 #define ACCEPT_PAUSE_MS   50 /* after EMFILE; doubles up to .. */
 #define ACCEPT_PAUSE_MAX  5000 /* .. this */
 #define SOURCE_BUCKETS    4096
-#define LINGER_SECONDS    5     /* for a client that still sends to read why it was refused */
+#define LINGER_SECONDS    5 /* for a client that still sends to read why it was refused */
+#define DRAIN_SECONDS     1 /* for the last request of a connection that idles when a drain begins */
 #define LINGER_BODIES     8     /* so many times body_max are read and thrown away meanwhile */
 #define BODY_SMALL        16384 /* a body up to this is always taken in .. */
 #define BODY_TOTAL_BODIES 32    /* .. of larger ones at most so many times body_max at once */
@@ -692,11 +693,8 @@ conn_run(struct conn *c)
                 conn_kill(c);
             break;
         }
-        conn_set_phase(c, PH_IDLE, c->w->limits.idle_timeout);
-        if (c->w->draining)
-            conn_kill(c);
-        else
-            conn_input(c);
+        conn_set_phase(c, PH_IDLE, c->w->draining ? DRAIN_SECONDS : c->w->limits.idle_timeout);
+        conn_input(c);
         break;
     case PH_IDLE:
     case PH_HEAD:
@@ -825,7 +823,6 @@ conn_start(struct web *w, struct conn *c, int fd)
             return KMS_ERR_NOMEM;
         }
     }
-    bufferevent_priority_set(c->bev, 0);
     bufferevent_setcb(c->bev, read_cb, write_cb, event_cb, c);
     return bufferevent_enable(c->bev, EV_READ | EV_WRITE) == 0 ? KMS_OK : KMS_ERR_NOMEM;
 }
@@ -863,7 +860,6 @@ conn_new(struct web *w, int fd, const struct sockaddr_storage *ss)
         goto fail;
     }
     evtimer_assign(&c->deadline, w->base, deadline_cb, c);
-    event_priority_set(&c->deadline, 0);
     w->open++;
     w->live++;
     count_add(CT_CONNECTIONS_OPEN, 1);
@@ -1001,10 +997,6 @@ web_new(struct event_base *base, int listen_fd, SSL_CTX *tls, const struct web_l
         web_free(w);
         return NULL;
     }
-    event_priority_set(w->listener, 0);
-    event_priority_set(w->resume, 0);
-    event_priority_set(w->crowd, 0);
-    event_priority_set(w->turn, 0);
     /* A client that left must not end the process: OpenSSL writes with write(2). */
     if (sigaction(SIGPIPE, NULL, &sa) == 0 && sa.sa_handler == SIG_DFL)
         signal(SIGPIPE, SIG_IGN);
@@ -1079,6 +1071,8 @@ web_abort(struct web *w, uint64_t conn)
     conn_kill(c);
 }
 
+/* A request may be on its way on a connection that idles, or behind the end of its handshake:
+ * whoever sent one before the drain began is answered. */
 void
 web_drain(struct web *w)
 {
@@ -1088,8 +1082,8 @@ web_drain(struct web *w)
     w->draining = true;
     accept_update(w);
     for (i = 0; i < w->n_slots; i++)
-        if ((c = w->slots[i].conn) != NULL && (c->phase == PH_HANDSHAKE || c->phase == PH_IDLE))
-            conn_kill(c);
+        if ((c = w->slots[i].conn) != NULL && c->phase == PH_IDLE)
+            conn_set_phase(c, PH_IDLE, DRAIN_SECONDS);
 }
 
 size_t

@@ -59,8 +59,8 @@ void web_answer(struct web *w, uint64_t conn, int status, const char *content_ty
 /* Closes without an answer: for a request whose outcome nobody knows. */
 void web_abort(struct web *w, uint64_t conn);
 
-/* Stops accepting; idle connections are closed, requests under way are answered with Connection:
- * close. */
+/* Stops accepting; idle connections are closed after a second, requests that come until then or are
+ * under way are answered with Connection: close. */
 void web_drain(struct web *w);
 /* Connections that are open; 0 after a drain: done. */
 size_t web_open(const struct web *w);

@@ -2,6 +2,7 @@
 #include "kms/worker.h"
 
 #include <errno.h>
+#include <openssl/err.h>
 #include <openssl/pem.h>
 #include <openssl/x509.h>
 #include <signal.h>
@@ -60,74 +61,107 @@ wall_ms(void)
 /* --- the static key as the world knows it
  * ------------------------------------------------------------------------------- */
 
-/* The JWK that clients check (protocol section 1): n, e, kid, and the chain as x5c. */
-static int
-static_jwk(struct worker *w, json_t **out, FILE *f)
+/* What is made of the certificate: taken as a whole, or not at all. */
+struct identity {
+    char *kid, *answer;
+    EVP_PKEY *public;
+};
+
+static void
+identity_release(struct identity *id)
 {
-    unsigned char thumb[JWK_THUMBPRINT_LEN], *der = NULL;
-    char text[B64URL_LEN(JWK_THUMBPRINT_LEN) + 1] = {0};
-    json_t *jwk = NULL, *x5c = json_array();
-    struct buf one = BUF_INIT, kid = BUF_INIT;
+    free(id->kid);
+    free(id->answer);
+    EVP_PKEY_free(id->public);
+}
+
+/* The PEM chain as x5c wants it: standard base64 of each certificate's DER; *leaf is the first
+ * one's key. */
+static int
+read_chain(json_t *x5c, EVP_PKEY **leaf, FILE *f)
+{
+    struct buf text = BUF_INIT;
+    unsigned char *der = NULL;
     X509 *cert;
     int len, r = KMS_ERR_CONFIG;
 
     while ((cert = PEM_read_X509(f, NULL, NULL, NULL)) != NULL) {
-        if (jwk == NULL) {
-            EVP_PKEY_free(w->static_public);
-            w->static_public = X509_get_pubkey(cert);
-            jwk = w->static_public != NULL ? jwk_from_public(w->static_public) : NULL;
-        }
+        if (*leaf == NULL)
+            *leaf = X509_get_pubkey(cert);
         len = i2d_X509(cert, &der);
         X509_free(cert);
-        if (len > 0 && b64_put(&one, der, (size_t)len) == KMS_OK)
-            json_array_append_new(x5c, json_string(buf_str(&one)));
-        buf_release(&one);
+        r = len > 0 ? b64_put(&text, der, (size_t)len) : KMS_ERR_NOMEM;
+        if (r == KMS_OK && json_array_append_new(x5c, json_string(buf_str(&text))) != 0)
+            r = KMS_ERR_NOMEM;
+        buf_release(&text);
         OPENSSL_free(der);
         der = NULL;
+        if (r != KMS_OK)
+            break;
     }
-    if (jwk == NULL || jwk_thumbprint(thumb, jwk) != KMS_OK)
+    ERR_clear_error(); /* the end of the file is one to OpenSSL */
+    return r == KMS_OK && *leaf == NULL ? KMS_ERR_CONFIG : r;
+}
+
+/* The JWK that clients check (protocol section 1): n, e, kid, and the chain as x5c; inside the
+ * answer that carries it, as text. */
+static int
+identity_fill(struct identity *id, const char *cluster, FILE *f)
+{
+    unsigned char thumb[JWK_THUMBPRINT_LEN];
+    char text[B64URL_LEN(JWK_THUMBPRINT_LEN) + 1] = {0};
+    json_t *x5c = json_array(), *jwk = NULL, *answer = NULL;
+    struct buf out = BUF_INIT;
+    int r;
+
+    if ((r = read_chain(x5c, &id->public, f)) != KMS_OK)
+        goto out;
+    r = KMS_ERR_CONFIG; /* not a key of a kind that we know */
+    if ((jwk = jwk_from_public(id->public)) == NULL || jwk_thumbprint(thumb, jwk) != KMS_OK)
         goto out;
     b64url_encode(text, thumb, sizeof(thumb));
-    if (buf_putf(&kid, "%s/keys/%s", w->cluster, text) != KMS_OK)
+    r = KMS_ERR_NOMEM;
+    if (asprintf(&id->kid, "%s/keys/%s", cluster, text) < 0) {
+        id->kid = NULL;
         goto out;
-    free(w->static_kid);
-    if ((w->static_kid = strdup(buf_str(&kid))) == NULL ||
-        json_object_set_new(jwk, "kid", json_string(w->static_kid)) != 0 ||
-        json_object_set(jwk, "x5c", x5c) != 0)
+    }
+    if (json_object_set_new(jwk, "kid", json_string(id->kid)) != 0 ||
+        json_object_set(jwk, "x5c", x5c) != 0 || kms_json_put(&out, jwk) != KMS_OK ||
+        (answer = json_pack("{s:s, s:s}", "kmsCluster", cluster, "rsaPublicKey", buf_str(&out))) ==
+            NULL)
         goto out;
-    *out = jwk;
-    jwk = NULL;
-    r = KMS_OK;
+    buf_reset(&out);
+    if (kms_json_put(&out, answer) == KMS_OK && (id->answer = strdup(buf_str(&out))) != NULL)
+        r = KMS_OK;
 out:
+    json_decref(answer);
     json_decref(jwk);
     json_decref(x5c);
-    buf_release(&kid);
+    buf_release(&out);
     return r;
 }
 
+/* On failure the worker is as it was. */
 static int
 static_load(struct worker *w, const char *path)
 {
+    struct identity id = {NULL, NULL, NULL};
     FILE *f = fopen(path, "re");
-    json_t *jwk = NULL, *answer = NULL;
-    struct buf text = BUF_INIT;
     int r;
 
     if (f == NULL)
         return KMS_ERR_SYSTEM;
-    if ((r = static_jwk(w, &jwk, f)) == KMS_OK && (r = kms_json_put(&text, jwk)) == KMS_OK) {
-        answer = json_pack("{s:s, s:s}", "kmsCluster", w->cluster, "rsaPublicKey", buf_str(&text));
-        buf_release(&text);
-        if ((r = kms_json_put(&text, answer)) == KMS_OK) {
-            free(w->cluster_answer);
-            w->cluster_answer = strdup(buf_str(&text));
-        }
+    if ((r = identity_fill(&id, w->cluster, f)) == KMS_OK) {
+        struct identity old = {w->static_kid, w->cluster_answer, w->static_public};
+
+        w->static_kid = id.kid;
+        w->cluster_answer = id.answer;
+        w->static_public = id.public;
+        id = old;
     }
-    json_decref(answer);
-    json_decref(jwk);
-    buf_release(&text);
+    identity_release(&id);
     fclose(f);
-    return r == KMS_OK && w->cluster_answer == NULL ? KMS_ERR_NOMEM : r;
+    return r;
 }
 
 /* Is the certificate's key the one that the token holds? */
@@ -166,6 +200,8 @@ hsm_changed(void *ctx, bool ready)
         ready = false;
     }
     atomic_store(&w->own->hsm_ready, ready);
+    if (ready)
+        refusals_prepare(w->refusals);
     log_info(ready ? "hsm ready" : "hsm away", NULL);
 }
 
@@ -223,26 +259,24 @@ reload(evutil_socket_t sig, short what, void *arg)
     struct web_limits limits;
     SSL_CTX *tls = NULL;
     const char *why = NULL;
-    char *kid = NULL;
+    bool ok = false;
 
     if (config_read(&next, w->config_path, stderr) != KMS_OK ||
-        strcmp(next->domain, old->domain) != 0 || web_tls_new(&tls, next, &why) != KMS_OK) {
-        log_error("reload refused; the old configuration stays", "why",
-                  why != NULL ? why : "see kmsd --check-config; the domain cannot change", NULL);
+        strcmp(next->domain, old->domain) != 0)
+        why = "see kmsd --check-config; the domain cannot change";
+    else if (web_tls_new(&tls, next, &why) != KMS_OK)
+        ; /* why is told */
+    else if (static_load(w, next->static_certificate) != KMS_OK)
+        why = "the static certificate could not be read";
+    else
+        ok = true;
+    if (!ok) {
+        log_error("reload refused; the old configuration stays", "why", why, NULL);
+        SSL_CTX_free(tls);
         config_free(next);
         return;
     }
-    kid = strdup(w->static_kid);
-    if (static_load(w, next->static_certificate) != KMS_OK)
-        log_error("the static certificate could not be read", "file", next->static_certificate,
-                  NULL);
-    if (kid == NULL || strcmp(kid, w->static_kid) != 0) {
-        /* Signed answers name the old kid. */
-        refusals_free(w->refusals);
-        if ((w->refusals = refusals_new(w)) == NULL)
-            abort();
-    }
-    free(kid);
+    refusals_renew(w->refusals); /* what was signed names the old kid */
     limits_of(&limits, next);
     web_reload(w->web, tls, &limits);
     SSL_CTX_free(tls);
@@ -408,14 +442,18 @@ worker_main(struct config *cfg, struct shared *sh, unsigned number, int listen_f
         log_warn("the worker could not be confined", "why", kms_strerror(r), NULL);
     atomic_store(&w->own->state, WS_SERVING);
     log_info("serving", "listen", cfg->listen, NULL);
+    if (atomic_load(&sh->draining))
+        stop_accepting(SIGUSR1, 0, w); /* started again after somebody asked for it */
+    signals_take();
     event_base_dispatch(w->base);
 
     cut = req_count(w) > 0;
     atomic_store(&w->own->state, WS_GONE);
-    web_free(w->web);
+    /* Requests that are cut off end as their calls do, and their answers need the connections. */
     db_free(w->db);
     hsm_free(w->hsm);
     tokens_free(w->tokens);
+    web_free(w->web);
     channels_free(w->channels);
     state_free(w->state);
     log_info("ended", NULL);

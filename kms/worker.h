@@ -27,11 +27,12 @@ struct web;
 #define REQ_BUCKETS 4096
 
 /*
- * The loop's priorities: events of the world (libevent's default of three) before what gathers what
- * they brought.  A gathering event cannot starve: clients who wait for its answers send nothing
- * new.
+ * The loop's priorities: everything has libevent's default of three, but for state.c's event that
+ * gathers requests into calls: it waits until the loop has nothing else to do, as the calls then
+ * carry more.  Strangers can keep the loop busy for as long as they like, so a timer of the default
+ * priority does the same work a little later; nothing else may stand above or below.
  */
-enum { PRIO_WORLD = 1, PRIO_GATHER = 2, PRIO_N = 3 };
+enum { PRIO_GATHER = 2, PRIO_N = 3 };
 
 struct worker {
     struct event_base *base;

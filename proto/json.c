@@ -50,15 +50,17 @@ kms_json_init(void)
 }
 
 /*
- * jansson recurses, here and when it frees, and would go down to 2048.  Brackets inside strings do
- * not count; a text that is no JSON may be counted wrong, which does no harm: the parser refuses
- * it.
+ * What must hold before jansson sees the text.  It recurses, here and when it frees, and would go
+ * down to 2048; and each value is a block to be allocated, hashed and wiped, so that the largest
+ * body full of them takes seconds.  Brackets and commas inside strings do not count; a text that is
+ * no JSON may be counted wrong, which does no harm: the parser refuses it.
  */
-static bool
-too_deep(const char *text, size_t len)
+static int
+check_bounds(const char *text, size_t len, size_t max_values)
 {
     const char *end = text + len;
     bool in_string = false;
+    size_t values = 1;
     int depth = 0;
 
     for (; text < end; text++) {
@@ -76,22 +78,26 @@ too_deep(const char *text, size_t len)
         case '[':
         case '{':
             if (++depth > KMS_JSON_DEPTH)
-                return true;
+                return KMS_ERR_LENGTH;
             break;
         case ']':
         case '}':
             depth--;
             break;
+        case ',':
+            if (++values > max_values)
+                return KMS_ERR_LIMIT;
+            break;
         }
     }
-    return false;
+    return KMS_OK;
 }
 
 static int
-parse(json_t **out, const char *text, size_t len, size_t flags)
+parse(json_t **out, const char *text, size_t len, size_t flags, size_t max_values)
 {
     json_error_t error;
-    int r = KMS_OK;
+    int r;
 
     *out = NULL;
     if (text == NULL || len == 0)
@@ -101,8 +107,8 @@ parse(json_t **out, const char *text, size_t len, size_t flags)
     /* jansson passes over some: "123" with a NUL behind is a number to it. */
     if (memchr(text, '\0', len) != NULL)
         return KMS_ERR_SYNTAX;
-    if (too_deep(text, len))
-        return KMS_ERR_LENGTH;
+    if ((r = check_bounds(text, len, max_values)) != KMS_OK)
+        return r;
     /* jansson itself refuses bad UTF-8, an escaped U+0000 and unpaired surrogates. */
     *out = json_loadb(text, len, flags | JSON_REJECT_DUPLICATES, &error);
     if (*out == NULL) {
@@ -126,12 +132,12 @@ parse(json_t **out, const char *text, size_t len, size_t flags)
     return r;
 }
 
-int
-kms_json_parse(json_t **out, const char *text, size_t len)
+static int
+parse_object(json_t **out, const char *text, size_t len, size_t flags, size_t max_values)
 {
     int r;
 
-    if ((r = parse(out, text, len, 0)) != KMS_OK)
+    if ((r = parse(out, text, len, flags, max_values)) != KMS_OK)
         return r;
     if (!json_is_object(*out)) {
         json_decref(*out);
@@ -142,9 +148,27 @@ kms_json_parse(json_t **out, const char *text, size_t len)
 }
 
 int
+kms_json_parse(json_t **out, const char *text, size_t len)
+{
+    return parse_object(out, text, len, 0, SIZE_MAX);
+}
+
+int
+kms_json_parse_strange(json_t **out, const char *text, size_t len)
+{
+    return parse_object(out, text, len, 0, KMS_JSON_VALUES);
+}
+
+int
+kms_json_parse_reals(json_t **out, const char *text, size_t len)
+{
+    return parse_object(out, text, len, JSON_DECODE_INT_AS_REAL, KMS_JSON_VALUES);
+}
+
+int
 kms_json_parse_any(json_t **out, const char *text, size_t len)
 {
-    return parse(out, text, len, JSON_DECODE_ANY);
+    return parse(out, text, len, JSON_DECODE_ANY, SIZE_MAX);
 }
 
 static int

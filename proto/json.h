@@ -15,7 +15,8 @@
 
 struct buf;
 
-#define KMS_JSON_DEPTH 16 /* nesting of arrays and objects that is accepted */
+#define KMS_JSON_DEPTH  16    /* nesting of arrays and objects that is accepted */
+#define KMS_JSON_VALUES 10000 /* array elements and members, all together, from strangers */
 
 /* Once per process, before the first json_t: what was allocated before it cannot be freed after it.
  */
@@ -27,6 +28,15 @@ void kms_json_init(void);
  * KMS_ERR_NOMEM.
  */
 int kms_json_parse(json_t **out, const char *text, size_t len);
+
+/* The same for what a stranger sent: of more than KMS_JSON_VALUES values, KMS_ERR_LIMIT. */
+int kms_json_parse_strange(json_t **out, const char *text, size_t len);
+
+/*
+ * That, with every integer made a real number: for a text that kms_json_parse refused, to see
+ * whether only an integer of more than 64 bits was to blame.
+ */
+int kms_json_parse_reals(json_t **out, const char *text, size_t len);
 
 /* Parses exactly one value of any kind: for the tests' vectors, and where an array is expected. */
 int kms_json_parse_any(json_t **out, const char *text, size_t len);

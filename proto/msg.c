@@ -149,13 +149,11 @@ read_request_id(struct kms_request *req, const char **why)
 
     if (id == NULL)
         return KMS_CODE_OK;
+    /* Opaque: any characters, echoed as they came. */
     if (!json_is_integer(id) &&
-        (!json_is_string(id) || json_string_length(id) > KMS_REQUEST_ID_MAX ||
-         !kms_text_ok(json_string_value(id), json_string_length(id))))
+        (!json_is_string(id) || json_string_length(id) > KMS_REQUEST_ID_MAX))
         return refuse(KMS_CODE_MEMBER,
-                      "requestId must be an integer, or a string of at most 256 bytes without "
-                      "control characters",
-                      why);
+                      "requestId must be an integer, or a string of at most 1024 bytes", why);
     req->request_id = id;
     return KMS_CODE_OK;
 }
@@ -475,9 +473,8 @@ read_resource_create(struct kms_request *req, const char *domain, const char **w
         (code = read_anonymous(req, why)) != KMS_CODE_OK)
         return code;
     r = kms_json_int(req->tree, "ttl", 0, INT64_MAX, &ttl);
-    if (r != KMS_OK && r != KMS_ERR_NOT_FOUND)
-        return refuse(KMS_CODE_MEMBER, "ttl must be a number of seconds, 0 for ever", why);
-    req->ttl = ttl;
+    /* kmsd's configuration has the range, which the refusal must name. */
+    req->ttl = r == KMS_OK || r == KMS_ERR_NOT_FOUND ? ttl : KMS_TTL_WRONG;
     return KMS_CODE_OK;
 }
 
@@ -570,8 +567,8 @@ read_members(struct kms_request *req, const char *domain, const char **why)
 }
 
 /*
- * JSON but for strings that hold no characters is not malformed (400001), it has a wrong member
- * (400002), and its sender gets his requestId back.
+ * JSON but for strings that hold no characters, or integers beyond 64 bits, is not malformed
+ * (400001), it has a wrong member (400002), and its sender gets his requestId back.
  */
 static int
 refuse_syntax(struct kms_request *req, const char *text, size_t len, const char **why)
@@ -581,8 +578,11 @@ refuse_syntax(struct kms_request *req, const char *text, size_t len, const char 
     int code = refuse(KMS_CODE_MALFORMED, "The message is not a JSON object", why);
     const char *ignored;
 
-    if (buf_put(&copy, text, len) == KMS_OK && kms_json_mend((char *)copy.data, len) &&
-        kms_json_parse(&req->tree, (const char *)copy.data, len) == KMS_OK) {
+    if (kms_json_parse_reals(&req->tree, text, len) == KMS_OK) {
+        code = refuse(KMS_CODE_MEMBER, "A number is larger than 64 bits can hold", why);
+        (void)read_request_id(req, &ignored);
+    } else if (buf_put(&copy, text, len) == KMS_OK && kms_json_mend((char *)copy.data, len) &&
+               kms_json_parse_strange(&req->tree, (const char *)copy.data, len) == KMS_OK) {
         code = refuse(KMS_CODE_MEMBER, "A string holds U+0000 or half a surrogate pair", why);
         (void)read_request_id(req, &ignored);
         if (json_is_string(req->request_id) &&
@@ -607,13 +607,15 @@ kms_request_parse(struct kms_request *req, const char *text, size_t len, const c
     req->bound_before = INT64_MAX;
     *why = "";
 
-    if ((r = kms_json_parse(&req->tree, text, len)) != KMS_OK) {
+    if ((r = kms_json_parse_strange(&req->tree, text, len)) != KMS_OK) {
         req->tree = NULL;
         switch (r) {
         case KMS_ERR_NOMEM:
             return no_memory(why);
         case KMS_ERR_DUPLICATE:
             return refuse(KMS_CODE_MALFORMED, "The message has a member name twice", why);
+        case KMS_ERR_LIMIT:
+            return refuse(KMS_CODE_TOO_LARGE, "The message has too many members", why);
         case KMS_ERR_SYNTAX:
             return refuse_syntax(req, text, len, why);
         default:

@@ -16,8 +16,9 @@
 #include "proto/uri.h"
 
 #define KMS_CLIENT_ID_MAX  512
-#define KMS_REQUEST_ID_MAX 256
+#define KMS_REQUEST_ID_MAX 1024
 #define KMS_LIST_MAX       100 /* authIds, keyUris, count, anonymous */
+#define KMS_TTL_WRONG      INT64_MAX
 
 /* errorCode: status * 1000 + n (protocol section 6). */
 enum kms_code {
@@ -92,7 +93,7 @@ struct kms_request {
     EVP_PKEY *jwk;            /* owned: OP_CHANNEL_CREATE */
     int count;                /* OP_KEYS_CREATE: 1..100; OP_RESOURCE_KEYS: 0 = all */
     int anonymous;            /* how many; 0 none */
-    int64_t ttl;              /* seconds; 0 for ever; -1 absent */
+    int64_t ttl;              /* seconds; 0 for ever; -1 absent; KMS_TTL_WRONG: no such number */
     bool has_resource;
     struct uuid resource; /* resourceUri, or the URI's own ID where it names a resource */
     struct uuid *keys;    /* owned: keyUris */

@@ -64,6 +64,23 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION record_entry IS 'Writes one entry';
 
+-- Whoever could have an operation's answer for something else could have a key without its record.
+CREATE FUNCTION first_run(p_org uuid, p_op uuid, p_action text, p_channel uuid, p_resource uuid DEFAULT NULL,
+    p_keys uuid[] DEFAULT NULL)
+RETURNS entries LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    e entries;
+BEGIN
+    SELECT x.* INTO e FROM entries x WHERE x.org_id = p_org AND x.op_id = p_op;
+    IF FOUND AND (e.action <> p_action OR e.channel_id IS DISTINCT FROM p_channel
+                  OR (p_resource IS NOT NULL AND e.resource_id IS DISTINCT FROM p_resource)
+                  OR (p_keys IS NOT NULL AND e.key_ids IS DISTINCT FROM p_keys)) THEN
+        RAISE EXCEPTION 'this operation id was used for something else' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    RETURN e;
+END $$;
+COMMENT ON FUNCTION first_run IS 'The entry of an operation''s first run, NULLs when there is none; volatile: it sees entries of the same statement';
+
 -- ---------------------------------------------------------------------------------------------------- who is asking
 
 CREATE FUNCTION caller(p_org uuid, p_channel uuid, p_now timestamptz,
@@ -163,7 +180,7 @@ DECLARE
     v_until timestamptz(3);
     v_org uuid;
     v_resource uuid;
-    v_entry record;
+    v_entry entries;
     v_state record;
 BEGIN
     PERFORM kms.check_lengths(cardinality(ops), cardinality(orgs), cardinality(requests), cardinality(clients),
@@ -195,10 +212,10 @@ BEGIN
         END IF;
         v_org := coalesce(v_org, nobody());
 
-        SELECT e.verdict AS said, e.detail INTO v_entry FROM entries e WHERE e.org_id = v_org AND e.op_id = ops[i];
-        IF FOUND THEN
+        v_entry := first_run(v_org, ops[i], 'channel.create', channels[i]);
+        IF v_entry.op_id IS NOT NULL THEN
             PERFORM touch_fence();
-            verdict := v_entry.said;
+            verdict := v_entry.verdict;
             created := (v_entry.detail ->> 'created')::bigint;
             expires := (v_entry.detail ->> 'expires')::bigint;
             RETURN NEXT;
@@ -308,7 +325,7 @@ BEGIN
            array_agg(j.at ORDER BY j.n), count(*) FILTER (WHERE j.at IS NULL AND j.verdict >= 0)
       INTO v_verdicts, v_kinds, v_subjects, v_times, v_new
       FROM (SELECT i.n, c.kind, c.subject, e.at,
-                   CASE WHEN e.op_id IS NOT NULL THEN e.verdict
+                   CASE WHEN e.op_id IS NOT NULL THEN (first_run(i.org, i.op, 'key.create', i.channel)).verdict
                         WHEN c.channel_id IS NULL THEN 499001
                         WHEN o.org_id IS NULL THEN 401001
                         WHEN o.state <> 'active' OR c.kind <> 'user' THEN 403001
@@ -395,8 +412,9 @@ BEGIN
                              WHEN f.behalf IS NULL AND f.client_id IS DISTINCT FROM f.client THEN 403003
                              WHEN f.expires_at <= v_now THEN 404001
                              ELSE 0 END
-                    -- Unknown and not authorised take one way, so that they take one time.
-                    WHEN p.path IS NULL THEN
+                    -- Unknown and not authorised take one way, so that they take one time.  A resource's id is no key's,
+                    -- though a path to it was found.
+                    WHEN p.path IS NULL OR f.key_id IS NULL THEN
                         CASE WHEN NOT EXISTS (SELECT FROM content_keys x WHERE x.key_id = f.key) THEN 404001
                              WHEN f.key_id IS NULL AND f.behalf IS NOT NULL THEN 403004
                              ELSE 403001 END
@@ -407,7 +425,8 @@ BEGIN
             ON f.kind = 'user' AND d.org_id = f.org AND d.resource_id = coalesce(f.resource_id, f.key)
            AND d.kind = 'user' AND d.grantee = f.who
          CROSS JOIN LATERAL (
-               SELECT CASE WHEN NOT f.open OR (f.key_id IS NOT NULL AND f.resource_id IS NULL) THEN NULL
+               -- Searched in vain for another's unbound key too: it takes the time of one that does not exist.
+               SELECT CASE WHEN NOT f.open OR (f.resource_id IS NULL AND f.creator = f.who) THEN NULL
                            WHEN d.authorization_id IS NOT NULL THEN '{}'
                            WHEN f.kind = 'user' THEN nested_path(f.org, coalesce(f.resource_id, f.key), f.who, v_now)
                            ELSE path_to(f.org, coalesce(f.resource_id, f.key), f.kind, f.subject, v_now)
@@ -424,10 +443,20 @@ BEGIN
     ), fenced AS (
         UPDATE fence SET touched = touched + 1
          WHERE org_id = nobody() AND (SELECT count(*) FROM recorded) < cardinality(ops)
+    ), answered AS (
+        -- What was run before is answered as its record says, whatever has changed since.
+        SELECT j.n, j.org, j.key_id, j.blob, j.generation, j.creator, j.client_id, j.created_at, j.expires_at, j.bound_at,
+               j.resource_id,
+               CASE WHEN x.said = 0 AND j.blob IS NULL THEN 410001 ELSE x.said END AS verdict
+          FROM judged j
+         CROSS JOIN LATERAL (
+               SELECT CASE WHEN (SELECT count(*) FROM recorded) = cardinality(ops) THEN j.verdict
+                           ELSE (first_run(j.org, j.op, 'key.get', j.channel, NULL, ARRAY[j.key])).verdict
+                      END AS said OFFSET 0) x
     )
     SELECT j.n, j.verdict, w.key_id, w.blob, w.generation, w.root_id, w.wrapped, w.org_id, w.creator, w.client_id,
            ms(w.created_at), ms(w.expires_at), ms(w.bound_at), w.resource_id
-      FROM judged j
+      FROM answered j
       LEFT JOIN LATERAL (
            SELECT j.key_id, j.blob, j.generation, x.root_id, x.wrapped, x.org_id, j.creator, j.client_id, j.created_at,
                   j.expires_at, j.bound_at, j.resource_id
@@ -449,7 +478,7 @@ DECLARE
     v_caller record;
     v_key record;
     v_resource record;
-    v_said integer;
+    v_entry entries;
     v_verdict integer;
     v_path uuid[];
 BEGIN
@@ -462,10 +491,10 @@ BEGIN
 
     FOR i IN 1 .. cardinality(ops) LOOP
         v_path := NULL;
-        SELECT e.verdict INTO v_said FROM entries e WHERE e.org_id = orgs[i] AND e.op_id = ops[i];
-        IF FOUND THEN
+        v_entry := first_run(orgs[i], ops[i], 'key.bind', channels[i], resources[i], ARRAY[keys[i]]);
+        IF v_entry.op_id IS NOT NULL THEN
             PERFORM touch_fence();
-            v_verdict := v_said;
+            v_verdict := v_entry.verdict;
         ELSE
             SELECT * INTO v_caller FROM caller(orgs[i], channels[i], v_now);
             SELECT * INTO v_key FROM content_keys k WHERE k.org_id = orgs[i] AND k.key_id = keys[i];
@@ -531,6 +560,7 @@ DECLARE
     v_now timestamptz(3) := clock_timestamp();
     v_caller record;
     v_judged record;
+    v_entry entries;
     v_verdict integer;
     v_path uuid[];
     v_keys uuid[];
@@ -541,32 +571,35 @@ BEGIN
     FOR i IN 1 .. cardinality(ops) LOOP
         v_path := NULL;
         v_keys := NULL;
-        SELECT * INTO v_caller FROM caller(orgs[i], channels[i], v_now);
-        v_verdict := v_caller.verdict;
-        IF v_verdict = 0 THEN
-            SELECT * INTO v_judged FROM judge_resource(orgs[i], resources[i], v_caller.kind, v_caller.subject, behalf[i],
-                officers[i], v_now);
-            v_verdict := v_judged.verdict;
-            v_path := v_judged.path;
-        END IF;
-        IF v_verdict = 0 THEN
-            -- One more than may be, to see that there are more.
-            SELECT array_agg(x.key_id) INTO v_keys
-              FROM (SELECT k.key_id FROM content_keys k
-                     WHERE k.org_id = orgs[i] AND k.resource_id = resources[i]
-                       AND k.bound_at >= coalesce(ms_to_time(after[i]), '-infinity')
-                       AND k.bound_at < coalesce(ms_to_time(before[i]), 'infinity')
-                       AND k.blob IS NOT NULL
-                     ORDER BY k.bound_at DESC, k.key_id DESC
-                     LIMIT coalesce(counts[i], max_keys + 1)) x;
-            IF cardinality(v_keys) > max_keys THEN
-                v_verdict := 413001;
-                v_keys := NULL;
-            END IF;
-        END IF;
-        IF EXISTS (SELECT FROM entries e WHERE e.org_id = orgs[i] AND e.op_id = ops[i]) THEN
+        v_entry := first_run(orgs[i], ops[i], 'resource.keys', channels[i], resources[i]);
+        IF v_entry.op_id IS NOT NULL THEN
             PERFORM touch_fence();
+            v_verdict := v_entry.verdict;
+            v_keys := v_entry.key_ids;
         ELSE
+            SELECT * INTO v_caller FROM caller(orgs[i], channels[i], v_now);
+            v_verdict := v_caller.verdict;
+            IF v_verdict = 0 THEN
+                SELECT * INTO v_judged FROM judge_resource(orgs[i], resources[i], v_caller.kind, v_caller.subject,
+                    behalf[i], officers[i], v_now);
+                v_verdict := v_judged.verdict;
+                v_path := v_judged.path;
+            END IF;
+            IF v_verdict = 0 THEN
+                -- One more than may be, to see that there are more.
+                SELECT array_agg(x.key_id) INTO v_keys
+                  FROM (SELECT k.key_id FROM content_keys k
+                         WHERE k.org_id = orgs[i] AND k.resource_id = resources[i]
+                           AND k.bound_at >= coalesce(ms_to_time(after[i]), '-infinity')
+                           AND k.bound_at < coalesce(ms_to_time(before[i]), 'infinity')
+                           AND k.blob IS NOT NULL
+                         ORDER BY k.bound_at DESC, k.key_id DESC
+                         LIMIT coalesce(counts[i], max_keys + 1)) x;
+                IF cardinality(v_keys) > max_keys THEN
+                    v_verdict := 413001;
+                    v_keys := NULL;
+                END IF;
+            END IF;
             PERFORM record_entry(orgs[i], ops[i], 'resource.keys', v_verdict, v_caller.kind, v_caller.subject,
                 nullif(behalf[i], v_caller.subject), clients[i], channels[i], resources[i], v_keys, v_path, requests[i],
                 NULL);
@@ -887,7 +920,7 @@ RETURNS TABLE (n integer, verdict integer, result jsonb) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     v_now timestamptz(3) := clock_timestamp();
-    v_entry record;
+    v_entry entries;
     v_caller record;
     v_again boolean;
     c call;
@@ -916,8 +949,8 @@ BEGIN
     END IF;
 
     FOR i IN 1 .. cardinality(ops) LOOP
-        SELECT e.verdict, e.detail INTO v_entry FROM entries e WHERE e.org_id = orgs[i] AND e.op_id = ops[i];
-        v_again := FOUND;
+        v_entry := first_run(orgs[i], ops[i], p_action, channels[i]);
+        v_again := v_entry.op_id IS NOT NULL;
         n := i;
         IF v_again THEN
             PERFORM touch_fence();
@@ -1008,6 +1041,9 @@ DECLARE
 BEGIN
     PERFORM check_lengths(cardinality(ops), cardinality(orgs), cardinality(channels), cardinality(requests),
         cardinality(clients), cardinality(subjects), cardinality(actions), cardinality(verdicts), cardinality(targets));
+    IF 1 > ANY (verdicts) THEN
+        RAISE EXCEPTION 'a refusal has an errorCode' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
     INSERT INTO entries (org_id, op_id, verdict, action, subject, client_id, channel_id, resource_id, request_id)
     SELECT coalesce(i.org, nobody()), i.op, i.verdict, i.action, i.subject, i.client, i.channel, i.target, i.request
       FROM unnest(ops, orgs, channels, requests, clients, subjects, actions, verdicts, targets) WITH ORDINALITY

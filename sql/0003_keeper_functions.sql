@@ -15,13 +15,17 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION record_admin IS 'Writes an entry about what an operator or the keeper has done';
 
-CREATE FUNCTION done_before(p_org uuid, p_op uuid, OUT seen boolean, OUT verdict integer, OUT result jsonb)
+CREATE FUNCTION done_before(p_org uuid, p_op uuid, p_action text, OUT seen boolean, OUT verdict integer, OUT result jsonb)
 LANGUAGE plpgsql AS $$
+DECLARE
+    v_action text;
 BEGIN
-    SELECT e.verdict, e.detail INTO verdict, result FROM entries e
+    SELECT e.verdict, e.detail, e.action INTO verdict, result, v_action FROM entries e
      WHERE e.org_id IN (p_org, nobody()) AND e.op_id = p_op;
     seen := FOUND;
-    IF seen THEN
+    IF seen AND v_action <> p_action THEN
+        RAISE EXCEPTION 'this operation id was used for something else' USING ERRCODE = 'invalid_parameter_value';
+    ELSIF seen THEN
         PERFORM touch_fence();
     END IF;
 END $$;
@@ -43,7 +47,7 @@ DECLARE
     v_before record;
     v_row organisations;
 BEGIN
-    SELECT * INTO v_before FROM done_before(org, op);
+    SELECT * INTO v_before FROM done_before(org, op, 'org.add');
     IF v_before.seen THEN
         verdict := v_before.verdict;
         result := v_before.result;
@@ -105,7 +109,7 @@ BEGIN
         RAISE EXCEPTION 'unknown state' USING ERRCODE = 'invalid_parameter_value';
     END IF;
     SELECT o.* INTO v_row FROM organisations o WHERE o.name = org_set_state.name FOR NO KEY UPDATE;
-    SELECT * INTO v_before FROM done_before(coalesce(v_row.org_id, nobody()), op);
+    SELECT * INTO v_before FROM done_before(coalesce(v_row.org_id, nobody()), op, v_action);
     IF v_before.seen THEN
         verdict := v_before.verdict;
         result := v_before.result;
@@ -135,7 +139,7 @@ DECLARE
     v_row organisations;
 BEGIN
     SELECT o.* INTO v_row FROM organisations o WHERE o.org_id = org FOR NO KEY UPDATE;
-    SELECT * INTO v_before FROM done_before(coalesce(v_row.org_id, nobody()), op);
+    SELECT * INTO v_before FROM done_before(coalesce(v_row.org_id, nobody()), op, 'wrapping_key.add');
     IF v_before.seen THEN
         verdict := v_before.verdict;
         result := v_before.result;
@@ -280,7 +284,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp AS 
 DECLARE
     v_before record;
 BEGIN
-    SELECT * INTO v_before FROM done_before(nobody(), op);
+    SELECT * INTO v_before FROM done_before(nobody(), op, action);
     IF NOT v_before.seen THEN
         PERFORM record_admin(nobody(), op, actor, action, verdict, detail);
     END IF;

@@ -2,11 +2,14 @@
 EXTRA_DIST += tests/run.sh
 include tests/unit/admin.mk
 include tests/unit/client.mk
+include tests/unit/hsm.mk
 include tests/unit/jose.mk
 include tests/unit/msg.mk
 include tests/unit/web.mk
+include tests/fuzz/hsm.mk
 include tests/fuzz/jose.mk
 include tests/fuzz/msg.mk
+include tests/bench/hsm.mk
 include tests/bench/local.mk
 include tests/faults/local.mk
 include tests/unit/kms.mk

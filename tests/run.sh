@@ -104,8 +104,8 @@ suite_format() {
     local p=0 f=0 bad
     bad=$(cd "$top" && git ls-files '*.c' '*.h' | xargs -r clang-format --dry-run 2>&1 | grep -c 'warning: code should be') || true
     if [ "$bad" = 0 ]; then p=$((p + 1)); else f=$((f + 1)); echo "clang-format would change $bad places; run: make format"; fi
-    # One door for JSON; jansson's other loaders and its lax flags stay out.
-    bad=$(cd "$top" && git grep -nE 'json_load|JSON_ALLOW_NUL|JSON_DISABLE_EOF_CHECK' -- kms hsm proto sql | grep -v '^proto/json.c:')
+    # One door for JSON from outside; jansson's other loaders and its lax flags stay out.
+    bad=$(cd "$top" && git grep -nE 'json_load|JSON_ALLOW_NUL|JSON_DISABLE_EOF_CHECK' -- kms proto sql | grep -v '^proto/json.c:')
     if [ -z "$bad" ]; then p=$((p + 1)); else f=$((f + 1)); echo "JSON is read by proto/json.c alone:"; echo "$bad"; fi
     # The three folders know nothing of each other, nor of kms/.
     bad=$(cd "$top" && { git grep -nE '#include "(kms|hsm|sql)/' -- proto; git grep -nE '#include "(kms|sql)/' -- hsm; git grep -nE '#include "proto/' -- hsm sql | grep -v '"proto/err.h"'; git grep -nE '#include "(kms|hsm)/' -- sql; } )

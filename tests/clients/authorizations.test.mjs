@@ -113,6 +113,8 @@ test('removing by its URI, by the resource and authId, and in bulk; the answer h
     const third = ok(await a.delete('/authorizations', {resourceUri: resource.uri, authIds: many}));
     assert.deepEqual(byAuthId(third.authorizations).sort(), [...many].sort());
     assert.equal(ok(await a.retrieve(list)).authorizations.length, 1);
+    refused(await a.delete('/authorizations', {resourceUri: resource.uri, authIds: [alice.sub, randomId()]}), 404001);
+    assert.equal(ok(await a.retrieve(list)).authorizations.length, 1, 'all or nothing');
     refused(await a.delete('/authorizations', {resourceUri: resource.uri, authIds: [...many, randomId()]}), 400002);
     refused(await a.delete('/authorizations', {resourceUri: resource.uri}), 400002);
     refused(await a.delete('/authorizations', {authIds: many}), 400002);
@@ -251,6 +253,26 @@ test('anonymous and named ones in one request', async () => {
     assert.deepEqual(byAuthId(authorizations).filter(Boolean), [bob.sub]);
     assert.equal(authorizations.filter((x) => x.bearer).length, 2);
     assert.equal(ok(await a.retrieve(`${resource.uri}/authorizations`)).authorizations.length, 4);
+});
+
+test('anonymous: made together with the resource, the bearers stand in the answer', async () => {
+    const resource = await a.resource({anonymous: 2});
+    assert.equal(resource.authorizationUris.length, 3);
+    const bearers = resource.authorizations.filter((x) => x.bearer);
+    assert.equal(bearers.length, 2);
+    for (const {bearer} of bearers) ok(await (await Channel.open({clientId: 'guest'}, {bearer})).retrieve(resource.keyUris[0]));
+});
+
+test('an authId is any text, also in a query', async () => {
+    const odd = new User({sub: 'a b+c%/?&#ü€'});
+    const resource = await a.resource();
+    await a.grant(resource.uri, odd.sub);
+    ok(await (await Channel.open(odd)).retrieve(resource.keyUris[0]));
+    const query = `${resource.uri}/authorizations?authId=${encodeURIComponent(odd.sub)}`;
+    assert.deepEqual(byAuthId(ok(await a.retrieve(query)).authorizations), [odd.sub]);
+    assert.deepEqual(byAuthId(ok(await a.delete(query)).authorizations), [odd.sub]);
+    await a.grant(resource.uri, bob.sub.toUpperCase());
+    refused(await b.retrieve(resource.keyUris[0]), 403001);
 });
 
 test('anonymous: the count has its range', async () => {

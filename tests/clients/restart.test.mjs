@@ -4,7 +4,8 @@ import {test} from 'node:test';
 import {setTimeout as sleep} from 'node:timers/promises';
 import {notOurs, start, stop} from './lib/instance.mjs';
 import {User} from './lib/tokens.mjs';
-import {Channel, ok, refused} from './lib/kms.mjs';
+import {env} from './lib/env.mjs';
+import {Channel, ok, open, post, postRaw, refused, sealStatic} from './lib/kms.mjs';
 import {sdk} from './lib/webex.mjs';
 
 test('channels, keys and authorisations survive a restart', {skip: notOurs}, async () => {
@@ -53,3 +54,24 @@ for (const signal of ['SIGTERM', 'SIGKILL'])
         assert.ok(kept.length > 0);
         for (const [ch, key] of kept) assert.deepEqual(ok(await ch.retrieve(key.uri)).key, key);
     });
+
+test('without hsmd: what cannot be opened does not disturb its neighbours', {skip: notOurs}, async () => {
+    const ch = await Channel.open(new User());
+    const first = await sealStatic({method: 'create', uri: '/ecdhe', requestId: '1', client: ch.client()});
+    await stop('SIGKILL', env.HSMD_PID_FILE);
+    const ping = ch.seal({method: 'update', uri: '/ping', requestId: '2', client: ch.client()});
+    const [opened, pinged, junk] = await Promise.all((await post([first, ping, 'junk'])).map((c) => ch.open(c)));
+    assert.ok(opened.signed && junk.signed);
+    refused(opened.body, 503001);
+    assert.ok(!('requestId' in opened.body), 'it could not be read');
+    refused(junk.body, 400001);
+    if (pinged.signed) refused(pinged.body, 503001); /* this worker did not have the channel's key */
+    else ok(pinged.body);
+    const alone = await postRaw([first]);
+    assert.equal(alone.status, 503);
+    assert.ok(Number(alone.headers['retry-after']) > 0);
+
+    await start();
+    refused((await open((await post([first]))[0], ch.ctx)).body, 400002);
+    ok(await ch.update('/ping'));
+});

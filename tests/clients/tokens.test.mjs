@@ -29,6 +29,7 @@ const bad = [
     ['another scope', () => alice.token({scope: 'spark:all spark:kmsx'}), 401001],
     ['no organisation', () => alice.token({org: undefined}), 401001],
     ['an empty organisation', () => alice.token({org: ''}), 401001],
+    ['an organisation that is a number', () => alice.token({org: 5}), 401001],
     ['no subject', () => alice.token({sub: undefined}), 401001],
     ['an empty subject', () => alice.token({sub: ''}), 401001],
     ['alg none', () => mint({sub: alice.sub}, {header: {alg: 'none'}}), 401001],
@@ -55,6 +56,10 @@ for (const [what, bearer, code] of bad)
         refused(answer, ...codes);
         ok(await ch.update('/ping'));
     });
+
+test('an organisation that nobody added is 401001', async () => {
+    refused((await Channel.try(new User({org: randomId()}))).refused ?? {}, 401001);
+});
 
 test('the scope among others and the audience among others are enough', async () => {
     const ch = await Channel.open(alice);

@@ -78,7 +78,7 @@ static volatile sig_atomic_t stopped;
 static bool only_pings;
 static struct board {       /* shared by the processes of `storm drain` */
     _Atomic long long term; /* ns, monotonic: when SIGTERM was sent; 0: not yet */
-    _Atomic long answered, lost;
+    _Atomic long answered, lost, warm;
 } * board;
 static pid_t children[64]; /* of the parent: whom to tell to stop */
 static volatile sig_atomic_t n_children;
@@ -232,6 +232,14 @@ may_get(struct model *m, const struct key *k, int user)
     return model_resource(m, k->resource)->member[user];
 }
 
+/* Messages of one POST have no order: while something of it changes the key or its resource, a
+ * retrieval may come before or after that. */
+static bool
+contested(struct model *m, const struct key *k)
+{
+    return k->busy || (k->resource >= 0 && model_resource(m, k->resource)->busy);
+}
+
 static void
 model_sent(struct model *m, const char *id, enum op op, int user, const int *args, int n)
 {
@@ -312,7 +320,7 @@ model_got_key(struct model *m, const struct request *r, const char *payload)
 
     if (sscanf(payload, "%64s %159s", sha, uri) != 2 || strcmp(sha, k->sha) != 0)
         violated(m, "%s: %s is not the key that was answered with 201", r->id, k->uri);
-    else if (k->bound == NO && strcmp(uri, "-") != 0 && r->op == OP_GET)
+    else if (k->bound == NO && strcmp(uri, "-") != 0 && !contested(m, k))
         violated(m, "%s: %s is bound, and nobody asked for that", r->id, k->uri);
     else if (k->bound == YES && strcmp(uri, model_resource(m, k->resource)->uri) != 0)
         violated(m, "%s: %s is not bound to the resource that was answered", r->id, k->uri);
@@ -344,7 +352,7 @@ model_done(struct model *m, struct request *r, char *payload)
         break;
     case OP_GET:
         k = model_key(m, r->args[0]);
-        if (may_get(m, k, r->user) == NO && !k->busy)
+        if (may_get(m, k, r->user) == NO && !contested(m, k))
             violated(m, "%s: %s was released to user %d, who is not authorised", r->id, k->uri,
                      r->user);
         model_got_key(m, r, payload);
@@ -397,7 +405,7 @@ model_refused(struct model *m, const struct request *r)
         return;
     if (r->op == OP_GET) {
         may = may_get(m, model_key(m, r->args[0]), r->user);
-        if (may != YES && r->status == 403)
+        if ((may != YES || contested(m, model_key(m, r->args[0]))) && r->status == 403)
             return;
     }
     if (r->op == OP_REVOKE && r->status == 404 &&
@@ -1114,20 +1122,23 @@ drain_worker(const char *dir, int number)
     struct worker *w = alloc(1, sizeof(*w));
     struct batch *b = alloc(1, sizeof(*b));
     long long sent, term;
+    bool warm = false;
     int n;
 
     worker_init(w, dir, number, (unsigned)number + 1);
-    if (!open_channels(w, b))
-        die("no channel");
     for (;;) {
+        sent = now_ns();
+        if (!open_channels(w, b))
+            break;
         for (n = 1 + (int)dice(w, BATCH_MAX); n > 0; n--)
             add_something(w, b);
-        if (b->n == 0)
-            continue;
         sent = now_ns();
         if (!send_batch(w, b))
             break;
         atomic_fetch_add(&board->answered, 1);
+        if (!warm)
+            atomic_fetch_add(&board->warm, 1);
+        warm = true;
     }
     term = atomic_load(&board->term);
     if (https_sent(w->http) && (term == 0 || sent < term)) {
@@ -1153,7 +1164,9 @@ storm_drain(const char *dir, int workers, pid_t server)
     for (i = 0; i < workers; i++)
         if (fork() == 0)
             drain_worker(dir, i);
-    sleep(1);
+    for (i = 0; i < 300 && atomic_load(&board->warm) < workers; i++)
+        usleep(100000);
+    usleep(300000);
     atomic_store(&board->term, now_ns());
     if (kill(server, SIGTERM) != 0)
         die("kill: %s", strerror(errno));
@@ -1176,6 +1189,7 @@ static int
 connect_plain(void)
 {
     struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *ai = NULL;
+    static const struct timeval patience = {0, 300000};
     char host[256] = "", port[16] = "";
     int fd;
 
@@ -1183,6 +1197,8 @@ connect_plain(void)
         getaddrinfo(host, port, &hints, &ai) != 0)
         die("%s: cannot connect there", env->url);
     fd = socket(ai->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd >= 0)
+        setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
     if (fd >= 0 && connect(fd, ai->ai_addr, ai->ai_addrlen) != 0) {
         close(fd);
         fd = -1;
@@ -1244,7 +1260,7 @@ storm_slow(int n, int seconds)
     for (i = 0; i < n; i++)
         s[i].fd = -1;
     while (time(NULL) < end && !stopped) {
-        for (i = 0; i < n; i++) {
+        for (i = 0; i < n && time(NULL) < end; i++) {
             if (s[i].fd >= 0) {
                 if (slow_byte(&s[i]))
                     continue;

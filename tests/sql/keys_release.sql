@@ -1,7 +1,7 @@
 -- Releases: to whom, and each on record.
 BEGIN;
 \ir fixture.psql
-SELECT plan(58);
+SELECT plan(63);
 
 -- Unbound keys.
 SELECT is(pg_temp.keys('alice', '{u1,k1,k2}'), 0);
@@ -28,6 +28,8 @@ SELECT ok(r.verdict = 0 AND r.bound = r.expires - 1000000 AND r.resource = pg_te
 SELECT is(pg_temp.get('bob', 'k1'), 0, 'to who is authorised');
 SELECT is(pg_temp.get('alice.desk', 'k1'), 0, 'whatever the client');
 SELECT is(pg_temp.get('mallory', 'k1'), 403001, 'not to who is not');
+SELECT is(pg_temp.get('alice', 'space'), 404001, 'a resource''s id is no key''s, though she is authorised on it');
+SELECT is(pg_temp.get('mallory', 'space'), 404001);
 SELECT is(pg_temp.get('eve', 'k1'), 403001, 'not to another organisation');
 SELECT is(pg_temp.channel('bob.umbrella', 'umbrella', subject => 'bob'), 0, 'somebody of the same name elsewhere');
 SELECT is(pg_temp.get('bob.umbrella', 'k1'), 403001, 'is somebody else');
@@ -48,6 +50,10 @@ CREATE TEMP TABLE before AS SELECT pg_temp.entries() AS entries, pg_temp.fence()
 SELECT is(pg_temp.get('alice', 'k1', op => 'op1'), 0, 'the same operation is answered again');
 SELECT is(pg_temp.entries(), (SELECT entries FROM before), 'without a second entry');
 SELECT is(pg_temp.fence(), (SELECT fence + 1 FROM before), 'but with a commit that waits');
+SELECT is((SELECT (pg_temp.ask('authorizations_create', 'alice', jsonb_build_object('resource', pg_temp.id('space'), 'auths', pg_temp.users('mallory')))).verdict), 0,
+          'mallory is let in');
+SELECT is(pg_temp.get('mallory', 'k1', op => 'op2'), 403001, 'but what was refused before stays refused');
+SELECT is((SELECT (pg_temp.ask('authorizations_delete', 'alice', jsonb_build_object('resource', pg_temp.id('space'), 'auths', pg_temp.users('mallory')))).verdict), 0);
 
 -- One call, many items; each by itself.
 CREATE TEMP TABLE many AS SELECT * FROM kms.keys_release(
@@ -60,7 +66,7 @@ CREATE TEMP TABLE many AS SELECT * FROM kms.keys_release(
 SELECT results_eq('SELECT n, verdict, key FROM many',
     $$ VALUES (1, 0, pg_temp.id('k2')), (2, 403001, NULL), (3, 403001, NULL), (4, 0, pg_temp.id('k2')), (5, 499001, NULL), (6, 403003, NULL) $$,
     'in order, each its own');
-SELECT is(pg_temp.entries(), (SELECT entries + 6 FROM before), 'six items, six entries');
+SELECT is(pg_temp.entries(), (SELECT entries + 2 + 6 FROM before), 'six items, six entries');
 SELECT is((SELECT array_agg(request_id ORDER BY entry_id) FROM (SELECT * FROM kms.entries ORDER BY entry_id DESC LIMIT 6) x),
           '{1,2,3,4,5,NULL}', 'in order');
 

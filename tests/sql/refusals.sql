@@ -1,7 +1,7 @@
 -- Refusals that never came to the state, organisations by name, counted wraps, and the check of the server.
 BEGIN;
 \ir fixture.psql
-SELECT plan(12);
+SELECT plan(13);
 
 SET LOCAL ROLE kms_worker;
 SELECT lives_ok($$ SELECT kms.refusals_record(ARRAY[pg_temp.id('o1'), pg_temp.id('o2')], ARRAY[pg_temp.id('acme'), NULL], ARRAY[pg_temp.id('channel alice'), NULL],
@@ -38,6 +38,9 @@ SELECT results_eq('SELECT k FROM checked, jsonb_object_keys(j) k ORDER BY k COLL
 SELECT ok((j ->> 'schema')::integer = (SELECT max(number) FROM kms.schema_migrations) AND j -> 'read_only' = 'false' AND j -> 'in_recovery' = 'false'
           AND j ->> 'data_checksums' = 'on', 'and the answers') FROM checked;
 SELECT throws_ok($$ SELECT kms.wraps_add('{}', '{1}', '{}') $$, '22023', NULL, 'unequal arrays are an error');
+
+SELECT throws_ok($$ SELECT kms.refusals_record(ARRAY[gen_random_uuid()], '{NULL}', '{NULL}', '{NULL}', '{NULL}', '{NULL}', '{key.get}', '{0}', '{NULL}') $$, '22023', NULL,
+    'what was done is not recorded this way');
 
 SELECT * FROM finish();
 ROLLBACK;

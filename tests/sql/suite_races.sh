@@ -57,7 +57,7 @@ race "who is being removed grants" "SELECT verdict FROM race.ask('authorizations
 # The same operation, while its first run is not committed yet: again later, and then the first's answer.
 race "an operation beside its own first run: keys" "SELECT race.keys('alice', '{o1}', 'op1')" "SELECT race.keys('alice', '{o1}', 'op1')" 0 "ERROR:  40001"
 is "run again" "$(sql races -c "SELECT race.keys('alice', '{o1}', 'op1')")" 0
-race "an operation beside its own first run: bind" "SELECT race.bind('alice', '{k4}', '{$r1}', 'op2')" "SELECT race.bind('alice', '{k4}', '{$r2}', 'op2')" 0 0
+race "an operation beside its own first run: bind" "SELECT race.bind('alice', '{k4}', '{$r1}', 'op2')" "SELECT race.bind('alice', '{k4}', '{$r1}', 'op2')" 0 0
 race "an operation beside its own first run: release" "SELECT race.get('alice', 'k1', 'op3')" "SELECT race.get('alice', 'k1', 'op3')" 0 0
 is "one entry each" "$(sql races -c "SELECT count(*) FROM kms.entries WHERE op_id IN (race.id('op1'), race.id('op21'), race.id('op3'))")" 3
 

@@ -5,4 +5,9 @@ TESTS += tests/unit/test_kms
 tests_unit_test_kms_SOURCES = tests/unit/test_kms.c kms/answer.c kms/rate.c
 tests_unit_test_kms_CFLAGS = $(AM_CFLAGS) $(CRITERION_CFLAGS)
 tests_unit_test_kms_LDADD = $(PROTO_LIBS) $(CRITERION_LIBS)
+check_PROGRAMS += tests/unit/test_refusal
+TESTS += tests/unit/test_refusal
+tests_unit_test_refusal_SOURCES = tests/unit/test_refusal.c kms/refusal.c kms/answer.c hsm/log.c
+tests_unit_test_refusal_CFLAGS = $(AM_CFLAGS) $(CRITERION_CFLAGS)
+tests_unit_test_refusal_LDADD = $(PROTO_LIBS) $(CRITERION_LIBS)
 endif

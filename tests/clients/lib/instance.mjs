@@ -1,4 +1,4 @@
-// An instance of our own: kmsd stopped by a signal, and started again as the quickstart starts it.
+// An instance of our own: kmsd or hsmd stopped by a signal, and started again as the quickstart starts it.
 import {execFile} from 'node:child_process';
 import {readFileSync} from 'node:fs';
 import {setTimeout as sleep} from 'node:timers/promises';
@@ -14,11 +14,11 @@ const alive = (pid) => {
     try { return process.kill(pid, 0); } catch { return false; }
 };
 
-export async function stop(signal = 'SIGTERM') {
-    const pid = Number(readFileSync(env.KMSD_PID_FILE, 'utf8'));
+export async function stop(signal = 'SIGTERM', pidFile = env.KMSD_PID_FILE) {
+    const pid = Number(readFileSync(pidFile, 'utf8'));
     process.kill(pid, signal);
     for (let i = 0; alive(pid); i++) {
-        if (i > 600) throw new Error(`kmsd ${pid} does not end`);
+        if (i > 600) throw new Error(`${pid} of ${pidFile} does not end`);
         await sleep(50);
     }
 }
