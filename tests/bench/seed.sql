@@ -29,6 +29,7 @@ BEGIN;
 SET LOCAL session_replication_role = replica;
 SET LOCAL synchronous_commit = off;
 SET LOCAL work_mem = '256MB';
+SET LOCAL search_path = kms, pg_catalog;
 
 INSERT INTO kms.organisations (org_id, name, generation, created_at)
 VALUES (md5('org')::uuid, 'bench', 1, now());
@@ -39,6 +40,11 @@ INSERT INTO kms.channels (org_id, channel_id, kind, subject, client_id, generati
 SELECT md5('org')::uuid, md5('channel' || j)::uuid, 'user', 'user' || j || '@bench.example', 'client' || j, 1,
        decode(repeat('01', 61), 'hex'), now(), now() + interval '1 year'
   FROM generate_series(0, :channels - 1) AS j;
+
+-- Their pseudonyms, which a trigger would have made.
+SELECT count(kms.person_of(c.org_id, c.kind, c.subject)) AS people FROM kms.channels c \gset
+UPDATE kms.channels c SET person = p.person, client = kms.hmac128(p.inner_key, p.outer_key, 'client ' || c.client_id)
+  FROM kms.persons p WHERE p.org_id = c.org_id AND p.realm = c.kind AND p.subject = c.subject;
 
 INSERT INTO kms.resources (org_id, resource_id, creator, created_at)
 SELECT md5('org')::uuid, md5('resource' || r)::uuid, 'user' || r % :channels || '@bench.example', now()
@@ -56,5 +62,5 @@ SELECT md5('org')::uuid, md5('key' || r || '.' || k)::uuid, 1, decode(repeat('01
        now() - k * interval '1 minute'
   FROM generate_series(0, :resources - 1) AS r, generate_series(0, :keys - 1) AS k;
 COMMIT;
-VACUUM ANALYZE kms.organisations, kms.wrapping_keys, kms.channels, kms.resources, kms.authorizations, kms.content_keys;
+VACUUM ANALYZE kms.persons, kms.organisations, kms.wrapping_keys, kms.channels, kms.resources, kms.authorizations, kms.content_keys;
 CHECKPOINT;

@@ -18,7 +18,7 @@ SELECT is((SELECT verdict FROM pg_temp.add(n)), 0, format('a name: %s', left(n, 
 RESET ROLE;
 SELECT is((SELECT count(*) FROM kms.wrapping_keys WHERE org_id = pg_temp.id('new') AND generation = 1 AND wraps = 0), 1::bigint, 'with its first wrapping key');
 SELECT ok(e.action = 'org.add' AND e.verdict = 0 AND e.kind = 'operator' AND e.subject = 'root', 'on record in its own log')
-  FROM kms.entries e WHERE e.org_id = pg_temp.id('new');
+  FROM named_entries e WHERE e.org_id = pg_temp.id('new');
 SELECT is((SELECT count(*) FROM kms.entries WHERE org_id = kms.nobody() AND action = 'org.add' AND verdict = 409002), 1::bigint, 'a refusal in the installation''s');
 SET LOCAL ROLE kms_keeper;
 SELECT is((SELECT array_agg(o ->> 'name' ORDER BY i) FROM jsonb_array_elements(kms.orgs_list()) WITH ORDINALITY x(o, i) WHERE length(o ->> 'name') > 2 AND length(o ->> 'name') < 100),
@@ -75,7 +75,7 @@ SELECT ok(k ->> 'creator' = 'alice' AND k ->> 'org_name' = 'acme' AND k ->> 'res
 SELECT ok((r ->> 'keys')::integer = 1 AND jsonb_array_length(r -> 'authorizations') = 2, 'a resource') FROM shown;
 SELECT ok(none IS NULL, 'unknown') FROM shown;
 RESET ROLE;
-SELECT is((SELECT count(*) FROM kms.entries WHERE action IN ('key.show', 'resource.show') AND subject = 'root'), 3::bigint, 'who looked is on record');
+SELECT is((SELECT count(*) FROM named_entries WHERE action IN ('key.show', 'resource.show') AND subject = 'root'), 3::bigint, 'who looked is on record');
 SET LOCAL ROLE kms_keeper;
 SELECT lives_ok($$ SELECT kms.admin_record(pg_temp.id('op7'), 'root', 'log.level', 0, '{"level":"debug"}') FROM generate_series(1, 2) $$, 'admin calls are recorded');
 SELECT results_eq($$ SELECT t ->> 'action', t -> 'detail' FROM kms.audit_tail(NULL, 0, 1) t $$, $$ VALUES ('log.level', '{"level":"debug"}'::jsonb) $$, 'the installation''s log, its last entry');

@@ -7,7 +7,7 @@ SET LOCAL ROLE kms_worker;
 SELECT lives_ok($$ SELECT kms.refusals_record(ARRAY[pg_temp.id('o1'), pg_temp.id('o2')], ARRAY[pg_temp.id('acme'), NULL], ARRAY[pg_temp.id('channel alice'), NULL],
     '{r1,NULL}', '{phone,NULL}', '{alice,NULL}', '{key.get,request}', '{429001,400001}', ARRAY[pg_temp.id('space'), NULL]) $$, 'two refusals');
 RESET ROLE;
-SELECT results_eq($$ SELECT org_id, op_id, verdict, action, subject, client_id, channel_id, resource_id, request_id FROM kms.entries ORDER BY entry_id DESC LIMIT 2 $$,
+SELECT results_eq($$ SELECT org_id, op_id, verdict, action, subject, client_id, channel_id, resource_id, request_id FROM named_entries ORDER BY entry_id DESC LIMIT 2 $$,
     $$ VALUES ('00000000-0000-0000-0000-000000000000'::uuid, pg_temp.id('o2'), 400001, 'request', NULL, NULL, NULL::uuid, NULL::uuid, NULL),
               (pg_temp.id('acme'), pg_temp.id('o1'), 429001, 'key.get', 'alice', 'phone', pg_temp.id('channel alice'), pg_temp.id('space'), 'r1') $$,
     'each in its log: the organisation''s, or the installation''s');
