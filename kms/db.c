@@ -14,9 +14,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/queue.h>
-#include <time.h>
 
 #include "hsm/log.h"
+#include "kms/clock.h"
 #include "kms/shared.h"
 #include "proto/err.h"
 #include "proto/json.h"
@@ -83,15 +83,6 @@ struct db {
 static void conn_start(struct conn *c);
 static void conn_io(evutil_socket_t fd, short what, void *arg);
 static void dispatch(struct db *db);
-
-static int64_t
-now_ms(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
-}
 
 static void
 call_free(struct call *call)

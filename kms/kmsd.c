@@ -31,6 +31,7 @@
 #endif
 
 #include "hsm/log.h"
+#include "kms/clock.h"
 #include "kms/config.h"
 #include "kms/harden.h"
 #include "kms/keeper.h"
@@ -47,7 +48,7 @@
 /* A child: a worker by its number, or the keeper. */
 struct child {
     pid_t pid;       /* 0: not running */
-    int64_t started; /* seconds, monotonic: a clock that is set must not hold a restart up */
+    int64_t started; /* ms, monotonic: a clock that is set must not hold a restart up */
     int64_t again;   /* likewise: when to start it */
     int pause;
 };
@@ -63,15 +64,6 @@ struct parent {
     bool ending;
     bool cut; /* a child was ended before its work was done */
 };
-
-static int64_t
-now_s(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return ts.tv_sec;
-}
 
 /* --- sockets
  * ------------------------------------------------------------------------------------------------------------
@@ -277,11 +269,11 @@ child_start(struct parent *p, unsigned i)
         child_run(p, i);
     if (pid < 0) {
         log_error("cannot start a process", "why", strerror(errno), NULL);
-        c->again = now_s() + 1;
+        c->again = now_ms() + 1000;
         return;
     }
     c->pid = pid;
-    c->started = now_s();
+    c->started = now_ms();
     if (slot != NULL)
         atomic_store(&slot->pid, pid);
 }
@@ -312,10 +304,10 @@ child_ended(struct parent *p, pid_t pid, int status)
               child_name(p, i, name), "signal%d", WIFSIGNALED(status) ? WTERMSIG(status) : 0,
               "status%d", WIFEXITED(status) ? WEXITSTATUS(status) : 0, NULL);
     atomic_fetch_add(&p->sh->restarts, 1);
-    c->pause = now_s() - c->started > PAUSE_OVER ? 0 : c->pause == 0 ? 1 : c->pause * 2;
+    c->pause = now_ms() - c->started > PAUSE_OVER * 1000 ? 0 : c->pause == 0 ? 1 : c->pause * 2;
     if (c->pause > PAUSE_MAX)
         c->pause = PAUSE_MAX;
-    c->again = now_s() + (c->pause > 1 ? c->pause : 0);
+    c->again = now_ms() + (c->pause > 1 ? c->pause * 1000 : 0);
 }
 
 static void
@@ -420,7 +412,7 @@ static void
 end_all(struct parent *p, const sigset_t *set)
 {
     static const struct timespec tick = {0, 100000000};
-    int64_t deadline = now_s() + p->cfg->drain + DRAIN_GRACE;
+    int64_t deadline = now_ms() + (p->cfg->drain + DRAIN_GRACE) * 1000;
     pid_t keeper = p->child[p->workers].pid;
     bool told = false;
 
@@ -436,7 +428,7 @@ end_all(struct parent *p, const sigset_t *set)
             kill(keeper, SIGTERM);
             told = true;
         }
-        if (now_s() > deadline) {
+        if (now_ms() > deadline) {
             unsigned i;
 
             p->cut = true;
@@ -485,7 +477,7 @@ watch(struct parent *p)
             break;
         }
         for (i = 0; i <= p->workers; i++)
-            if (p->child[i].pid == 0 && p->child[i].again <= now_s())
+            if (p->child[i].pid == 0 && p->child[i].again <= now_ms())
                 child_start(p, i);
         if (!told) {
             told = true;

@@ -34,10 +34,10 @@
 #include <string.h>
 #include <sys/queue.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "hsm/log.h"
+#include "kms/clock.h"
 #include "kms/shared.h"
 #include "proto/err.h"
 
@@ -145,15 +145,6 @@ struct web {
 static void conn_run(struct conn *c);
 static void conn_kill(struct conn *c);
 static void accept_update(struct web *w);
-
-static int64_t
-now_ms(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
-}
 
 /* Sources */
 
