@@ -442,6 +442,10 @@ key_set_file = $dir/pki/keys.json
 # Test tokens may be good for long.
 max_lifetime = 0
 
+[lifetimes]
+# To see a resource end without waiting a minute for it.
+ttl_min = 2s
+
 # One client here stands for many: no limits by user or address.
 [limits]
 rate_subject = 0
