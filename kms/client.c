@@ -658,8 +658,8 @@ open_answer(struct client *c, const json_t *message, const char *id, bool for_ch
     buf_release(&plain);
     if (r != KMS_OK)
         return r;
-    unnamed =
-        is_signed && (code_of(answer) == KMS_CODE_RESET || code_of(answer) == KMS_CODE_MALFORMED);
+    unnamed = is_signed && status_of(answer) >= 400 &&
+              (code_of(answer) == KMS_CODE_RESET || json_object_get(answer, "requestId") == NULL);
     if (status_of(answer) < 100 || status_of(answer) > 599)
         r = fail(c, KMS_ERR_PROTOCOL, "an answer has no status");
     else if (!unnamed && strcmp(string_of(answer, "requestId"), id) != 0)
