@@ -412,6 +412,24 @@ wrong_configuration() {
     claim "wrong configuration: a right one is taken" wait_for 10 eval '"$KMSCTL" --json status | grep -q "\"reload_failed\":false"'
 }
 
+restarts() { curl -fsS -m 5 "$KMS_METRICS_URL/metrics" | awk '/^kms_process_restarts_total / { print $2 }'; }
+# A worker that has no handlers yet must not die of a reload, one that has must not die of ^C, which a terminal sends to
+# all; and a refusal that is being signed while its key's name is read anew still comes.
+early_signals() {
+    local before p i
+    before=$(restarts)
+    kill -9 "$(workers | head -n 1)"
+    for i in $(seq 40); do
+        kill -HUP "$(kmsd_pid)"
+        curl -fsS -m 10 --cacert "$KMS_CA_FILE" -o /dev/null "$KMS_URL/encryption/api/v1/kms/messages" \
+            -d "{\"destination\":\"kms://$KMS_DOMAIN\",\"kmsMessages\":[\"x\"]}" 2>>"$work/early.out" && echo >>"$work/early.ok"
+    done
+    for p in $(workers); do kill -INT "$p"; done
+    claim "early signals: well again" healthy
+    claim "early signals: nothing died but what was killed" is "$(restarts)" -eq $((before + 1))
+    claim "early signals: garbage is answered meanwhile" is "$(wc -l <"$work/early.ok")" -ge 38
+}
+
 # --- strangers ---
 
 slow_clients() {
@@ -612,7 +630,7 @@ secrets() {
 
 outages=(database_stopped database_frozen hsm_stopped hsm_frozen standby_lost disk_full wal_full certificate_reload
     wrong_configuration)
-others=(slow_clients garbage out_of_files terminated_under_load log_full drained run_again)
+others=(early_signals slow_clients garbage out_of_files terminated_under_load log_full drained run_again)
 wanted() { [ ${#only[@]} -eq 0 ] || [[ " ${only[*]} " == *" $1 "* ]]; }
 
 confined
