@@ -177,9 +177,7 @@ channels_add(struct channels *cs, const struct uuid *id, const struct uuid *org,
     channel_put(cs, c);
 }
 
-/* --- opening
- * ------------------------------------------------------------------------------------------------------
- */
+/* --- opening --- */
 
 static void
 opening_free(struct opening *o)

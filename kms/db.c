@@ -103,9 +103,7 @@ call_end(struct call *call, int err, const PGresult *res, const char *sqlstate)
     call_free(call);
 }
 
-/* --- connections
- * -----------------------------------------------------------------------------------------------
- */
+/* --- connections --- */
 
 static void
 conn_watch(struct conn *c, short what)
@@ -525,9 +523,7 @@ conn_io(evutil_socket_t fd, short what, void *arg)
         conn_read(c);
 }
 
-/* --- calls
- * ------------------------------------------------------------------------------------------------------
- */
+/* --- calls --- */
 
 /* Puts a call on a free connection; false: the connection failed, the call is back in the queue. */
 static bool
@@ -723,8 +719,7 @@ db_free(struct db *db)
     free(db);
 }
 
-/* --- parameters: PostgreSQL's binary formats
- * ---------------------------------------------------------------------- */
+/* --- parameters: PostgreSQL's binary formats --- */
 
 static const struct {
     uint32_t oid;
@@ -923,9 +918,7 @@ db_json(struct db_params *p, const char *text, size_t len)
     p->n++;
 }
 
-/* --- results
- * ----------------------------------------------------------------------------------------------------
- */
+/* --- results --- */
 
 static const unsigned char *
 value(const PGresult *r, int row, int col, int len)

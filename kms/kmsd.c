@@ -65,9 +65,7 @@ struct parent {
     bool cut; /* a child was ended before its work was done */
 };
 
-/* --- sockets
- * ------------------------------------------------------------------------------------------------------------
- */
+/* --- sockets --- */
 
 /* "address:port" or "[address]:port". */
 static int
@@ -200,9 +198,7 @@ open_sockets(struct parent *p)
     return KMS_OK;
 }
 
-/* --- children
- * -----------------------------------------------------------------------------------------------------------
- */
+/* --- children --- */
 
 static const char *
 child_name(const struct parent *p, unsigned i, char buf[32])
@@ -330,9 +326,7 @@ running(const struct parent *p)
     return n;
 }
 
-/* --- signals
- * ------------------------------------------------------------------------------------------------------------
- */
+/* --- signals --- */
 
 static void
 notify(const char *state)
@@ -489,9 +483,7 @@ watch(struct parent *p)
     }
 }
 
-/* --- main
- * -----------------------------------------------------------------------------------------------------------------
- */
+/* --- main --- */
 
 static void
 usage(FILE *to)

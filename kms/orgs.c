@@ -185,8 +185,7 @@ orgs_forget(struct orgs *os, const char *name)
         o->until = 0;
 }
 
-/* --- uses of wrapping keys
- * ------------------------------------------------------------------------------------------ */
+/* --- uses of wrapping keys --- */
 
 void
 orgs_count_wraps(struct orgs *os, const char *name, unsigned n)

@@ -39,8 +39,7 @@
 static struct event *drain_timer;
 static int64_t drain_deadline;
 
-/* --- the static key as the world knows it
- * ------------------------------------------------------------------------------- */
+/* --- the static key as the world knows it --- */
 
 /* What is made of the certificate: taken as a whole, or not at all. */
 struct identity {
@@ -164,9 +163,7 @@ static_matches(struct worker *w)
     return same;
 }
 
-/* --- readiness
- * ------------------------------------------------------------------------------------------------------------
- */
+/* --- readiness --- */
 
 static void
 hsm_changed(void *ctx, bool ready)
@@ -213,9 +210,7 @@ second(evutil_socket_t fd, short what, void *arg)
     count_set(CT_SECURE_HEAP_USED, CRYPTO_secure_used());
 }
 
-/* --- signals
- * ----------------------------------------------------------------------------------------------------------------
- */
+/* --- signals --- */
 
 static void
 limits_of(struct web_limits *l, const struct config *c)
@@ -328,9 +323,7 @@ event_log(int severity, const char *msg)
         log_warn("libevent", "text", msg, NULL);
 }
 
-/* --- the process
- * ------------------------------------------------------------------------------------------------------------
- */
+/* --- the process --- */
 
 static int
 worker_open(struct worker *w, int listen_fd)
