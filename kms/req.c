@@ -609,7 +609,7 @@ state_judged(struct req *rq, int verdict)
 void
 req_state_done(struct req *rq, int err, int verdict)
 {
-    if (err == KMS_ERR_TIMEOUT) {
+    if (err == KMS_ERR_TIMEOUT && rq->state != REQ_ALIVE) {
         req_end(rq, REQ_UNKNOWN);
         return;
     }
@@ -619,7 +619,9 @@ req_state_done(struct req *rq, int err, int verdict)
     if (err != KMS_OK)
         req_run(rq, refuse(rq, KMS_CODE_DATABASE, NULL));
     else if (rq->state == REQ_RECORD)
-        req_run(rq, go(rq, REQ_WRITE));
+        req_run(rq, go(rq, rq->channel != NULL ? REQ_ALIVE : REQ_WRITE));
+    else if (rq->state == REQ_ALIVE)
+        req_run(rq, verdict == KMS_CODE_RESET ? state_judged(rq, verdict) : go(rq, REQ_WRITE));
     else
         req_run(rq, state_judged(rq, verdict));
 }
@@ -1081,6 +1083,14 @@ req_record(struct req *rq)
     return STEP_WAIT;
 }
 
+/* Every other request asks the state, which knows. */
+static enum step
+req_alive(struct req *rq)
+{
+    state_submit(rq->w->state, SC_CHANNELS_CHECK, rq);
+    return STEP_WAIT;
+}
+
 /* --- the flow --- */
 
 static void
@@ -1123,6 +1133,9 @@ req_run(struct req *rq, enum step s)
             break;
         case REQ_RECORD:
             s = req_record(rq);
+            break;
+        case REQ_ALIVE:
+            s = req_alive(rq);
             break;
         case REQ_WRITE:
             s = req_write(rq);
