@@ -532,6 +532,43 @@ raise_files(const struct config *c)
                  "limit%u", (unsigned long long)l.rlim_cur, "connections%l", c->connections, NULL);
 }
 
+/* Everything before the first child: the shared page, the sockets, the user. */
+static int
+start(struct parent *p)
+{
+    long cores;
+    int r;
+
+    cores = sysconf(_SC_NPROCESSORS_ONLN);
+    p->workers = (unsigned)(p->cfg->workers > 0 ? p->cfg->workers : cores > 0 ? cores : 1);
+    if (p->workers > WORKERS_MAX)
+        p->workers = WORKERS_MAX;
+    if ((p->sh = shared_new(p->workers)) == NULL) {
+        log_error("out of memory", NULL);
+        return KMS_ERR_SYSTEM;
+    }
+    p->sh->parent = getpid();
+    p->sh->log_level = log_level_parse(p->cfg->log_level);
+    log_level_at(&p->sh->log_level);
+    raise_files(p->cfg);
+    if (open_sockets(p) != KMS_OK)
+        return KMS_ERR_SYSTEM;
+    if (write_pid(p->cfg->pid_file) != KMS_OK) {
+        log_error("cannot write the pid file", "file", p->cfg->pid_file, "why", strerror(errno),
+                  NULL);
+        return KMS_ERR_SYSTEM;
+    }
+    if ((r = harden_user(p->cfg->user)) != KMS_OK) {
+        log_error("cannot become the configured user", "user", p->cfg->user, "why", kms_strerror(r),
+                  NULL);
+        return KMS_ERR_SYSTEM;
+    }
+    prctl(PR_SET_DUMPABLE, 0);
+    log_info("starting", "version", PACKAGE_VERSION, "domain", p->cfg->domain, "listen",
+             p->cfg->listen, "workers%u", (unsigned long long)p->workers, NULL);
+    return KMS_OK;
+}
+
 int
 main(int argc, char **argv)
 {
@@ -542,8 +579,7 @@ main(int argc, char **argv)
     };
     static struct parent p = {.path = CONFIG_DEFAULT};
     bool check = false;
-    long cores;
-    int opt, r;
+    int opt;
 
     while ((opt = getopt_long(argc, argv, "c:hV", options, NULL)) != -1) {
         switch (opt) {
@@ -580,33 +616,8 @@ main(int argc, char **argv)
         config_free(p.cfg);
         return 0;
     }
-    cores = sysconf(_SC_NPROCESSORS_ONLN);
-    p.workers = (unsigned)(p.cfg->workers > 0 ? p.cfg->workers : cores > 0 ? cores : 1);
-    if (p.workers > WORKERS_MAX)
-        p.workers = WORKERS_MAX;
-    if ((p.sh = shared_new(p.workers)) == NULL) {
-        log_error("out of memory", NULL);
+    if (start(&p) != KMS_OK)
         return 1;
-    }
-    p.sh->parent = getpid();
-    p.sh->log_level = log_level_parse(p.cfg->log_level);
-    log_level_at(&p.sh->log_level);
-    raise_files(p.cfg);
-    if (open_sockets(&p) != KMS_OK)
-        return 1;
-    if (write_pid(p.cfg->pid_file) != KMS_OK) {
-        log_error("cannot write the pid file", "file", p.cfg->pid_file, "why", strerror(errno),
-                  NULL);
-        return 1;
-    }
-    if ((r = harden_user(p.cfg->user)) != KMS_OK) {
-        log_error("cannot become the configured user", "user", p.cfg->user, "why", kms_strerror(r),
-                  NULL);
-        return 1;
-    }
-    prctl(PR_SET_DUMPABLE, 0);
-    log_info("starting", "version", PACKAGE_VERSION, "domain", p.cfg->domain, "listen",
-             p.cfg->listen, "workers%u", (unsigned long long)p.workers, NULL);
     watch(&p);
     if (p.cfg->pid_file[0] != '\0')
         unlink(p.cfg->pid_file);

@@ -604,11 +604,11 @@ confined() {
     done
     claim "none that has keys may dump core" is $bad -eq 0
     bad=0
-    for p in $(workers); do
+    for p in $(workers) $(keeper); do
         grep -q '^Seccomp:[[:space:]]*2' "/proc/$p/status" || bad=1
         [ "$(awk '/^VmLck/ { print $2 }' "/proc/$p/status")" -gt 0 ] || bad=1
     done
-    claim "workers are confined by seccomp and have locked memory" is $bad -eq 0
+    claim "workers and keeper are confined by seccomp and have locked memory" is $bad -eq 0
 }
 
 secrets() {
