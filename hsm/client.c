@@ -31,9 +31,7 @@
 #define GRACE_MS     1000 /* how long items wait for a connection that is away */
 #define RETRY_MIN_MS 25
 #define RETRY_MAX_MS 1000
-#define ANSWER_EARLY                                                                               \
-    20 /* hsmd is given one in so many parts of a deadline less than the caller                    \
-        */
+#define ANSWER_EARLY 20 /* the part of a deadline, 1/20, that hsmd has less than the caller */
 
 struct item {
     union {

@@ -24,6 +24,7 @@
 
 #include "hsm/hsm.h"
 #include "hsm/log.h"
+#include "kms/clock.h"
 #include "kms/config.h"
 #include "kms/db.h"
 #include "kms/keeper.h"
@@ -772,7 +773,7 @@ static void
 conn_answered(struct conn *cn)
 {
     cn->calling = false;
-    cn->deadline = keeper_now_ms() + WRITE_MS;
+    cn->deadline = now_ms() + WRITE_MS;
     /* The write callback goes on, when everything is out or if there was nothing. */
     bufferevent_enable(cn->bev, EV_WRITE);
     bufferevent_trigger(cn->bev, EV_WRITE, BEV_TRIG_DEFER_CALLBACKS | BEV_TRIG_IGNORE_WATERMARKS);
@@ -792,7 +793,7 @@ conn_next(struct conn *cn)
     eol = evbuffer_search_eol(in, NULL, &n, EVBUFFER_EOL_LF);
     if (eol.pos < 0 && len < ADMIN_LINE_MAX) {
         if (!cn->line || len == 0)
-            cn->deadline = keeper_now_ms() + (len > 0 ? LINE_MS : IDLE_MS);
+            cn->deadline = now_ms() + (len > 0 ? LINE_MS : IDLE_MS);
         cn->line = len > 0;
         bufferevent_enable(cn->bev, EV_READ);
         return;
@@ -925,7 +926,7 @@ accepted(struct evconnlistener *listener, evutil_socket_t fd, struct sockaddr *a
     }
     cn->admin = a;
     cn->id = ++a->next_id;
-    cn->deadline = keeper_now_ms() + IDLE_MS;
+    cn->deadline = now_ms() + IDLE_MS;
     LIST_INSERT_HEAD(&a->conns, cn, entry);
     if (++a->n == CONNECTIONS_MAX)
         evconnlistener_disable(listener);
@@ -948,7 +949,7 @@ on_tick(evutil_socket_t fd, short what, void *arg)
 {
     struct admin *a = arg;
     struct conn *cn, *next;
-    int64_t now = keeper_now_ms();
+    int64_t now = now_ms();
 
     for (cn = LIST_FIRST(&a->conns); cn != NULL; cn = next) {
         next = LIST_NEXT(cn, entry);

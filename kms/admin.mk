@@ -9,6 +9,7 @@ KEEPER_SOURCES = \
 bin_PROGRAMS += kms/kmsctl
 kms_kmsctl_SOURCES = \
 	kms/kmsctl_main.c \
+	kms/clock.c kms/clock.h \
 	kms/config.c kms/config.h \
 	kms/static_key.c kms/static_key.h \
 	kms/table.c kms/table.h

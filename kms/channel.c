@@ -9,19 +9,17 @@
 #include "kms/db.h"
 #include "kms/req.h"
 #include "kms/state.h"
+#include "kms/waiters.h"
 #include "kms/worker.h"
 #include "proto/err.h"
 
 #define BUCKETS 8192
-/* Opening: what may wait for one channel before the rest is told to come again. */
-#define WAITERS_MAX 4096
 
 /* A channel on its way into memory: asked of the database, then of hsmd. */
 struct opening {
     struct opening *next;
     struct uuid id;
-    uint64_t *waiters; /* owned: request ids */
-    size_t n, cap;
+    struct waiters waiters;
     bool sent;               /* to the database */
     struct channel *channel; /* owned: what the database said, until hsmd has the key */
     struct hsm_wrapping_key wk;
@@ -179,15 +177,13 @@ channels_add(struct channels *cs, const struct uuid *id, const struct uuid *org,
     channel_put(cs, c);
 }
 
-/* --- opening
- * ------------------------------------------------------------------------------------------------------
- */
+/* --- opening --- */
 
 static void
 opening_free(struct opening *o)
 {
     channel_free(o->channel);
-    free(o->waiters);
+    waiters_release(&o->waiters);
     free(o);
 }
 
@@ -206,7 +202,6 @@ static void
 opening_end(struct channels *cs, struct opening *o, int err)
 {
     struct opening **at = &cs->openings;
-    size_t i;
 
     while (*at != o)
         at = &(*at)->next;
@@ -217,13 +212,11 @@ opening_end(struct channels *cs, struct opening *o, int err)
         channel_put(cs, o->channel);
         o->channel = NULL;
     }
-    for (i = 0; i < o->n; i++) {
-        cs->failed.id = o->id;
-        cs->failed.err = err;
-        cs->waking = err != KMS_OK;
-        req_wake(cs->w, o->waiters[i]);
-        cs->waking = false;
-    }
+    cs->failed.id = o->id;
+    cs->failed.err = err;
+    cs->waking = err != KMS_OK;
+    waiters_wake(&o->waiters, cs->w);
+    cs->waking = false;
     opening_free(o);
 }
 
@@ -388,19 +381,7 @@ channels_get(struct channels *cs, const struct uuid *id, uint64_t req, struct ch
         cs->openings = o;
         event_active(cs->gather, EV_TIMEOUT, 0);
     }
-    if (o->n == WAITERS_MAX)
-        return KMS_ERR_UNAVAILABLE;
-    if (o->n == o->cap) {
-        size_t cap = o->cap == 0 ? 8 : o->cap * 2;
-        uint64_t *more = realloc(o->waiters, cap * sizeof(*more));
-
-        if (more == NULL)
-            return KMS_ERR_UNAVAILABLE;
-        o->waiters = more;
-        o->cap = cap;
-    }
-    o->waiters[o->n++] = req;
-    return KMS_ERR_AGAIN;
+    return waiters_add(&o->waiters, req);
 }
 
 struct channels *

@@ -12,9 +12,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "kms/clock.h"
 #include "kms/https.h"
 #include "proto/b64.h"
 #include "proto/buf.h"
@@ -92,15 +92,6 @@ int64_t
 client_channel_expires(const struct client *c)
 {
     return c->expires;
-}
-
-static int64_t
-now_ms(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_REALTIME, &ts);
-    return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
 }
 
 static const char *
@@ -292,7 +283,7 @@ recall_channel(struct client *c)
         int64_t expires = json_integer_value(json_object_get(entry, "expires"));
 
         text = string_of(entry, "key");
-        if (!is_ours(c, entry) || expires < now_ms() + EXPIRY_MARGIN ||
+        if (!is_ours(c, entry) || expires < wall_ms() + EXPIRY_MARGIN ||
             strlen(text) != B64URL_LEN(SECRET_LEN) ||
             b64url_decode(key, text, strlen(text)) != KMS_OK)
             continue;
@@ -316,7 +307,7 @@ keep_channel(struct client *c)
 
     for (i = json_array_size(c->state); i-- > 0;) {
         entry = json_array_get(c->state, i);
-        if (is_ours(c, entry) || json_integer_value(json_object_get(entry, "expires")) < now_ms())
+        if (is_ours(c, entry) || json_integer_value(json_object_get(entry, "expires")) < wall_ms())
             json_array_remove(c->state, i);
     }
     while (json_array_size(c->state) >= CHANNELS_MAX)
@@ -667,8 +658,8 @@ open_answer(struct client *c, const json_t *message, const char *id, bool for_ch
     buf_release(&plain);
     if (r != KMS_OK)
         return r;
-    unnamed =
-        is_signed && (code_of(answer) == KMS_CODE_RESET || code_of(answer) == KMS_CODE_MALFORMED);
+    unnamed = is_signed && status_of(answer) >= 400 &&
+              (code_of(answer) == KMS_CODE_RESET || json_object_get(answer, "requestId") == NULL);
     if (status_of(answer) < 100 || status_of(answer) > 599)
         r = fail(c, KMS_ERR_PROTOCOL, "an answer has no status");
     else if (!unnamed && strcmp(string_of(answer, "requestId"), id) != 0)
@@ -780,7 +771,7 @@ int
 client_open(struct client *c, bool fresh)
 {
     begin(c);
-    if (!fresh && c->channel != NULL && c->expires >= now_ms() + EXPIRY_MARGIN)
+    if (!fresh && c->channel != NULL && c->expires >= wall_ms() + EXPIRY_MARGIN)
         return KMS_OK;
     return create_channel(c);
 }

@@ -14,9 +14,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/queue.h>
-#include <time.h>
 
 #include "hsm/log.h"
+#include "kms/clock.h"
 #include "kms/shared.h"
 #include "proto/err.h"
 #include "proto/json.h"
@@ -84,15 +84,6 @@ static void conn_start(struct conn *c);
 static void conn_io(evutil_socket_t fd, short what, void *arg);
 static void dispatch(struct db *db);
 
-static int64_t
-now_ms(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
-}
-
 static void
 call_free(struct call *call)
 {
@@ -112,9 +103,7 @@ call_end(struct call *call, int err, const PGresult *res, const char *sqlstate)
     call_free(call);
 }
 
-/* --- connections
- * -----------------------------------------------------------------------------------------------
- */
+/* --- connections --- */
 
 static void
 conn_watch(struct conn *c, short what)
@@ -534,9 +523,7 @@ conn_io(evutil_socket_t fd, short what, void *arg)
         conn_read(c);
 }
 
-/* --- calls
- * ------------------------------------------------------------------------------------------------------
- */
+/* --- calls --- */
 
 /* Puts a call on a free connection; false: the connection failed, the call is back in the queue. */
 static bool
@@ -732,8 +719,7 @@ db_free(struct db *db)
     free(db);
 }
 
-/* --- parameters: PostgreSQL's binary formats
- * ---------------------------------------------------------------------- */
+/* --- parameters: PostgreSQL's binary formats --- */
 
 static const struct {
     uint32_t oid;
@@ -932,9 +918,7 @@ db_json(struct db_params *p, const char *text, size_t len)
     p->n++;
 }
 
-/* --- results
- * ----------------------------------------------------------------------------------------------------
- */
+/* --- results --- */
 
 static const unsigned char *
 value(const PGresult *r, int row, int col, int len)

@@ -21,9 +21,9 @@
 #include <string.h>
 #include <strings.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "kms/clock.h"
 #include "proto/buf.h"
 #include "proto/err.h"
 
@@ -73,15 +73,6 @@ X509_STORE *
 https_cas(const struct https *h)
 {
     return SSL_CTX_get_cert_store(h->ctx);
-}
-
-static int64_t
-now_ms(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
 }
 
 static void

@@ -20,6 +20,7 @@
 #include "hsm/hsm.h"
 #include "hsm/log.h"
 #include "kms/admin.h"
+#include "kms/clock.h"
 #include "kms/config.h"
 #include "kms/db.h"
 #include "kms/harden.h"
@@ -69,15 +70,6 @@ static const struct db_statement statements[KS_N] = {
     [KS_ADMIN_RECORD] = {"admin_record", "SELECT kms.admin_record($1, $2, $3, $4, $5)", 5},
 };
 
-int64_t
-keeper_now_ms(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
-}
-
 static void
 arm(struct event *timer, int ms)
 {
@@ -125,7 +117,7 @@ sweep_done(void *ctx, int err, const PGresult *res, const char *sqlstate)
     json_decref(j);
     s->runs++;
     s->last = (long long)time(NULL);
-    s->last_ms = keeper_now_ms() - k->sweep_started;
+    s->last_ms = now_ms() - k->sweep_started;
     if (removed > 0)
         log_info("swept", "removed%l", removed, "ms%l", (long long)s->last_ms, NULL);
     arm(k->sweep_timer, more ? SWEEP_MORE_MS : SWEEP_MS);
@@ -145,7 +137,7 @@ sweep_start(evutil_socket_t fd, short what, void *arg)
     }
     db_params_init(&p);
     db_int4(&p, SWEEP_BATCH);
-    k->sweep_started = keeper_now_ms();
+    k->sweep_started = now_ms();
     if (db_call(k->db, KS_SWEEP, &p, sweep_done, k) == KMS_OK) {
         k->sweeping = true;
     } else {

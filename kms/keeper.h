@@ -105,8 +105,6 @@ const char *root_state_name(enum root_state s);
 const char *worker_state_name(int state);
 /* Resident bytes of a process; 0: gone. */
 long long process_rss(long pid);
-/* Milliseconds that only go forward. */
-int64_t keeper_now_ms(void);
 /* Asks again now whether the token holds the root: after hsm init. */
 void keeper_check_root(struct keeper *k);
 

@@ -19,12 +19,12 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "hsm/conf.h"
 #include "hsm/hsm.h"
 #include "hsm/log.h"
+#include "kms/clock.h"
 #include "kms/config.h"
 #include "kms/static_key.h"
 #include "kms/table.h"
@@ -137,15 +137,6 @@ find_socket(struct ctl *ctl)
         return 0;
     complain("out of memory");
     return EXIT_REFUSED;
-}
-
-static int64_t
-now_ms(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
 }
 
 static int

@@ -31,6 +31,7 @@
 #endif
 
 #include "hsm/log.h"
+#include "kms/clock.h"
 #include "kms/config.h"
 #include "kms/harden.h"
 #include "kms/keeper.h"
@@ -47,7 +48,7 @@
 /* A child: a worker by its number, or the keeper. */
 struct child {
     pid_t pid;       /* 0: not running */
-    int64_t started; /* seconds, monotonic: a clock that is set must not hold a restart up */
+    int64_t started; /* ms, monotonic: a clock that is set must not hold a restart up */
     int64_t again;   /* likewise: when to start it */
     int pause;
 };
@@ -64,18 +65,7 @@ struct parent {
     bool cut; /* a child was ended before its work was done */
 };
 
-static int64_t
-now_s(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return ts.tv_sec;
-}
-
-/* --- sockets
- * ------------------------------------------------------------------------------------------------------------
- */
+/* --- sockets --- */
 
 /* "address:port" or "[address]:port". */
 static int
@@ -208,9 +198,7 @@ open_sockets(struct parent *p)
     return KMS_OK;
 }
 
-/* --- children
- * -----------------------------------------------------------------------------------------------------------
- */
+/* --- children --- */
 
 static const char *
 child_name(const struct parent *p, unsigned i, char buf[32])
@@ -277,11 +265,11 @@ child_start(struct parent *p, unsigned i)
         child_run(p, i);
     if (pid < 0) {
         log_error("cannot start a process", "why", strerror(errno), NULL);
-        c->again = now_s() + 1;
+        c->again = now_ms() + 1000;
         return;
     }
     c->pid = pid;
-    c->started = now_s();
+    c->started = now_ms();
     if (slot != NULL)
         atomic_store(&slot->pid, pid);
 }
@@ -312,10 +300,10 @@ child_ended(struct parent *p, pid_t pid, int status)
               child_name(p, i, name), "signal%d", WIFSIGNALED(status) ? WTERMSIG(status) : 0,
               "status%d", WIFEXITED(status) ? WEXITSTATUS(status) : 0, NULL);
     atomic_fetch_add(&p->sh->restarts, 1);
-    c->pause = now_s() - c->started > PAUSE_OVER ? 0 : c->pause == 0 ? 1 : c->pause * 2;
+    c->pause = now_ms() - c->started > PAUSE_OVER * 1000 ? 0 : c->pause == 0 ? 1 : c->pause * 2;
     if (c->pause > PAUSE_MAX)
         c->pause = PAUSE_MAX;
-    c->again = now_s() + (c->pause > 1 ? c->pause : 0);
+    c->again = now_ms() + (c->pause > 1 ? c->pause * 1000 : 0);
 }
 
 static void
@@ -338,9 +326,7 @@ running(const struct parent *p)
     return n;
 }
 
-/* --- signals
- * ------------------------------------------------------------------------------------------------------------
- */
+/* --- signals --- */
 
 static void
 notify(const char *state)
@@ -420,7 +406,7 @@ static void
 end_all(struct parent *p, const sigset_t *set)
 {
     static const struct timespec tick = {0, 100000000};
-    int64_t deadline = now_s() + p->cfg->drain + DRAIN_GRACE;
+    int64_t deadline = now_ms() + (p->cfg->drain + DRAIN_GRACE) * 1000;
     pid_t keeper = p->child[p->workers].pid;
     bool told = false;
 
@@ -436,7 +422,7 @@ end_all(struct parent *p, const sigset_t *set)
             kill(keeper, SIGTERM);
             told = true;
         }
-        if (now_s() > deadline) {
+        if (now_ms() > deadline) {
             unsigned i;
 
             p->cut = true;
@@ -485,7 +471,7 @@ watch(struct parent *p)
             break;
         }
         for (i = 0; i <= p->workers; i++)
-            if (p->child[i].pid == 0 && p->child[i].again <= now_s())
+            if (p->child[i].pid == 0 && p->child[i].again <= now_ms())
                 child_start(p, i);
         if (!told) {
             told = true;
@@ -497,9 +483,7 @@ watch(struct parent *p)
     }
 }
 
-/* --- main
- * -----------------------------------------------------------------------------------------------------------------
- */
+/* --- main --- */
 
 static void
 usage(FILE *to)
@@ -548,6 +532,43 @@ raise_files(const struct config *c)
                  "limit%u", (unsigned long long)l.rlim_cur, "connections%l", c->connections, NULL);
 }
 
+/* Everything before the first child: the shared page, the sockets, the user. */
+static int
+start(struct parent *p)
+{
+    long cores;
+    int r;
+
+    cores = sysconf(_SC_NPROCESSORS_ONLN);
+    p->workers = (unsigned)(p->cfg->workers > 0 ? p->cfg->workers : cores > 0 ? cores : 1);
+    if (p->workers > WORKERS_MAX)
+        p->workers = WORKERS_MAX;
+    if ((p->sh = shared_new(p->workers)) == NULL) {
+        log_error("out of memory", NULL);
+        return KMS_ERR_SYSTEM;
+    }
+    p->sh->parent = getpid();
+    p->sh->log_level = log_level_parse(p->cfg->log_level);
+    log_level_at(&p->sh->log_level);
+    raise_files(p->cfg);
+    if (open_sockets(p) != KMS_OK)
+        return KMS_ERR_SYSTEM;
+    if (write_pid(p->cfg->pid_file) != KMS_OK) {
+        log_error("cannot write the pid file", "file", p->cfg->pid_file, "why", strerror(errno),
+                  NULL);
+        return KMS_ERR_SYSTEM;
+    }
+    if ((r = harden_user(p->cfg->user)) != KMS_OK) {
+        log_error("cannot become the configured user", "user", p->cfg->user, "why", kms_strerror(r),
+                  NULL);
+        return KMS_ERR_SYSTEM;
+    }
+    prctl(PR_SET_DUMPABLE, 0);
+    log_info("starting", "version", PACKAGE_VERSION, "domain", p->cfg->domain, "listen",
+             p->cfg->listen, "workers%u", (unsigned long long)p->workers, NULL);
+    return KMS_OK;
+}
+
 int
 main(int argc, char **argv)
 {
@@ -558,8 +579,7 @@ main(int argc, char **argv)
     };
     static struct parent p = {.path = CONFIG_DEFAULT};
     bool check = false;
-    long cores;
-    int opt, r;
+    int opt;
 
     while ((opt = getopt_long(argc, argv, "c:hV", options, NULL)) != -1) {
         switch (opt) {
@@ -596,33 +616,8 @@ main(int argc, char **argv)
         config_free(p.cfg);
         return 0;
     }
-    cores = sysconf(_SC_NPROCESSORS_ONLN);
-    p.workers = (unsigned)(p.cfg->workers > 0 ? p.cfg->workers : cores > 0 ? cores : 1);
-    if (p.workers > WORKERS_MAX)
-        p.workers = WORKERS_MAX;
-    if ((p.sh = shared_new(p.workers)) == NULL) {
-        log_error("out of memory", NULL);
+    if (start(&p) != KMS_OK)
         return 1;
-    }
-    p.sh->parent = getpid();
-    p.sh->log_level = log_level_parse(p.cfg->log_level);
-    log_level_at(&p.sh->log_level);
-    raise_files(p.cfg);
-    if (open_sockets(&p) != KMS_OK)
-        return 1;
-    if (write_pid(p.cfg->pid_file) != KMS_OK) {
-        log_error("cannot write the pid file", "file", p.cfg->pid_file, "why", strerror(errno),
-                  NULL);
-        return 1;
-    }
-    if ((r = harden_user(p.cfg->user)) != KMS_OK) {
-        log_error("cannot become the configured user", "user", p.cfg->user, "why", kms_strerror(r),
-                  NULL);
-        return 1;
-    }
-    prctl(PR_SET_DUMPABLE, 0);
-    log_info("starting", "version", PACKAGE_VERSION, "domain", p.cfg->domain, "listen",
-             p.cfg->listen, "workers%u", (unsigned long long)p.workers, NULL);
     watch(&p);
     if (p.cfg->pid_file[0] != '\0')
         unlink(p.cfg->pid_file);

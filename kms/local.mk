@@ -17,6 +17,7 @@ kms_kmsd_SOURCES = \
 	kms/req.c kms/req.h \
 	kms/shared.c kms/shared.h \
 	kms/state.c kms/state.h \
+	kms/waiters.c kms/waiters.h \
 	kms/worker.c kms/worker.h \
 	$(WEB_SOURCES) \
 	$(KEEPER_SOURCES)

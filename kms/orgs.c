@@ -9,6 +9,7 @@
 #include "kms/db.h"
 #include "kms/req.h"
 #include "kms/state.h"
+#include "kms/waiters.h"
 #include "kms/worker.h"
 #include "proto/err.h"
 #include "proto/jwt.h"
@@ -28,9 +29,8 @@ struct org {
     int err;       /* KMS_OK, KMS_ERR_NOT_FOUND, KMS_ERR_UNAVAILABLE */
     struct uuid id;
     struct hsm_wrapping_key wk;
-    int64_t wraps;     /* not told yet */
-    uint64_t *waiters; /* owned */
-    size_t n, cap;
+    int64_t wraps; /* not told yet */
+    struct waiters waiters;
 };
 
 struct orgs {
@@ -65,7 +65,7 @@ find(struct orgs *os, const char *name)
 static void
 org_free(struct org *o)
 {
-    free(o->waiters);
+    waiters_release(&o->waiters);
     free(o);
 }
 
@@ -79,7 +79,7 @@ make_room(struct orgs *os)
 
     for (i = 0; i < BUCKETS; i++) {
         for (at = &os->hash[i]; (o = *at) != NULL;) {
-            if (o->asking || o->n > 0) {
+            if (o->asking || o->waiters.n > 0) {
                 at = &o->next;
                 continue;
             }
@@ -93,18 +93,10 @@ make_room(struct orgs *os)
 static void
 org_end(struct org *o, int err, int64_t good_for)
 {
-    struct worker *w = o->all->w;
-    uint64_t *waiters = o->waiters;
-    size_t i, n = o->n;
-
     o->asking = false;
     o->err = err;
     o->until = now_us() + good_for;
-    o->waiters = NULL;
-    o->n = o->cap = 0;
-    for (i = 0; i < n; i++)
-        req_wake(w, waiters[i]);
-    free(waiters);
+    waiters_wake(&o->waiters, o->all->w);
 }
 
 /* The entry stays in the cache while it is asked for, so the pointer is good. */
@@ -150,22 +142,6 @@ org_ask(struct org *o)
     return KMS_ERR_UNAVAILABLE;
 }
 
-static int
-org_wait(struct org *o, uint64_t req)
-{
-    if (o->n == o->cap) {
-        size_t cap = o->cap == 0 ? 8 : o->cap * 2;
-        uint64_t *more = realloc(o->waiters, cap * sizeof(*more));
-
-        if (more == NULL)
-            return KMS_ERR_UNAVAILABLE;
-        o->waiters = more;
-        o->cap = cap;
-    }
-    o->waiters[o->n++] = req;
-    return KMS_ERR_AGAIN;
-}
-
 int
 orgs_get(struct orgs *os, const char *name, uint64_t req, struct uuid *id,
          struct hsm_wrapping_key *wk)
@@ -186,7 +162,7 @@ orgs_get(struct orgs *os, const char *name, uint64_t req, struct uuid *id,
         os->count++;
     }
     if (o->asking)
-        return org_wait(o, req);
+        return waiters_add(&o->waiters, req);
     /* A failure is told to those who waited for it, in this turn; later ones ask anew. */
     if (o->until > now_us() || (o->err == KMS_ERR_UNAVAILABLE && o->until + 100000 > now_us())) {
         if (o->err == KMS_OK) {
@@ -197,7 +173,7 @@ orgs_get(struct orgs *os, const char *name, uint64_t req, struct uuid *id,
     }
     if (org_ask(o) != KMS_OK)
         return KMS_ERR_UNAVAILABLE;
-    return org_wait(o, req);
+    return waiters_add(&o->waiters, req);
 }
 
 void
@@ -209,8 +185,7 @@ orgs_forget(struct orgs *os, const char *name)
         o->until = 0;
 }
 
-/* --- uses of wrapping keys
- * ------------------------------------------------------------------------------------------ */
+/* --- uses of wrapping keys --- */
 
 void
 orgs_count_wraps(struct orgs *os, const char *name, unsigned n)

@@ -12,12 +12,11 @@
 #include "kms/refusal.h"
 #include "kms/web.h"
 #include "kms/worker.h"
+#include "proto/body.h"
 #include "proto/err.h"
-#include "proto/json.h"
 
-#define BASE         "/encryption/api/v1/kms/"
-#define MESSAGES_MAX 100
-#define BUCKETS      1024
+#define BASE    "/encryption/api/v1/kms/"
+#define BUCKETS 1024
 
 /* A POST of messages under way. */
 struct post {
@@ -187,22 +186,21 @@ post_new(struct worker *w, uint64_t conn, unsigned n, const char *peer)
 /* Starts every message; none has an effect before all of them are known to be strings of a right
  * size. */
 static void
-post_start(struct worker *w, uint64_t conn, const json_t *messages, const char *peer)
+post_start(struct worker *w, uint64_t conn, const struct kms_body *body, const char *peer)
 {
-    const json_t *m;
     struct post *p;
-    size_t i, n = json_array_size(messages), len;
+    size_t i, len;
     char *text;
 
-    if ((p = post_new(w, conn, (unsigned)n, peer)) == NULL) {
+    if ((p = post_new(w, conn, (unsigned)body->n, peer)) == NULL) {
         http_error(w, conn, 503, 503001, "out of memory; nothing was changed", 2);
         return;
     }
-    json_array_foreach(messages, i, m)
-    {
-        len = json_string_length(m);
+    for (i = 0; i < body->n; i++) {
+        len = body->messages[i].len;
         if ((text = malloc(len + 1)) != NULL) {
-            memcpy(text, json_string_value(m), len + 1);
+            memcpy(text, body->messages[i].p, len);
+            text[len] = '\0';
             if (req_new(w, p->id, (unsigned)i, text, len, p->peer) == KMS_OK)
                 continue;
             OPENSSL_clear_free(text, len + 1);
@@ -214,75 +212,47 @@ post_start(struct worker *w, uint64_t conn, const json_t *messages, const char *
         post_end(w, p);
 }
 
-/*
- * A message is any string, so one that JSON can write but no text can hold (U+0000, half a
- * surrogate pair) must not spoil its neighbours: it is made into one that is no JOSE either.
- */
-static int
-body_parse(json_t **out, const char *body, size_t len)
-{
-    struct buf copy = BUF_INIT;
-    int r = kms_json_parse_strange(out, body, len);
-
-    if (r == KMS_ERR_SYNTAX && (r = buf_put(&copy, body, len)) == KMS_OK) {
-        r = KMS_ERR_SYNTAX;
-        if (kms_json_mend((char *)copy.data, copy.len))
-            r = kms_json_parse_strange(out, buf_str(&copy), copy.len);
-    }
-    buf_release(&copy);
-    return r;
-}
-
 static void
-post_messages(struct worker *w, uint64_t conn, const char *body, size_t len, const char *peer)
+post_messages(struct worker *w, uint64_t conn, const char *text, size_t len, const char *peer)
 {
-    json_t *top = NULL;
-    const json_t *destination, *messages, *m;
+    struct kms_body body;
     size_t i;
-    int r;
 
-    if ((r = body_parse(&top, body, len)) == KMS_ERR_NOMEM) {
+    switch (kms_body_parse(&body, text, len)) {
+    case KMS_OK:
+        break;
+    case KMS_ERR_NOMEM:
         http_error(w, conn, 503, 503001, "out of memory; nothing was changed", 2);
         return;
-    }
-    if (r == KMS_ERR_LIMIT) {
+    case KMS_ERR_LIMIT:
         http_error(w, conn, 413, KMS_CODE_TOO_LARGE, "the body has too many members", 0);
         return;
-    }
-    if (r != KMS_OK) {
+    case KMS_ERR_MEMBER:
+        http_error(w, conn, 400, KMS_CODE_MEMBER,
+                   "destination must be a string and kmsMessages an array of strings", 0);
+        return;
+    default:
         http_error(w, conn, 400, KMS_CODE_MALFORMED,
                    "the body must be one JSON object with destination and kmsMessages", 0);
         return;
     }
-    destination = json_object_get(top, "destination");
-    messages = json_object_get(top, "kmsMessages");
-    if (!json_is_string(destination) || !json_is_array(messages)) {
-        http_error(w, conn, 400, KMS_CODE_MEMBER,
-                   "destination must be a string and kmsMessages an array of strings", 0);
-        goto out;
-    }
-    if (strcasecmp(json_string_value(destination), w->cluster) != 0 ||
-        json_string_length(destination) != strlen(w->cluster)) {
+    if (body.destination.len != strlen(w->cluster) ||
+        strncasecmp(body.destination.p, w->cluster, body.destination.len) != 0) {
         http_error(w, conn, 404, KMS_CODE_NOT_FOUND,
                    "this server is not the destination; GET /kms/{userId} tells its kmsCluster", 0);
         goto out;
     }
-    if (json_array_size(messages) > MESSAGES_MAX) {
+    if (body.n > KMS_MESSAGES_MAX) {
         http_error(w, conn, 413, KMS_CODE_TOO_LARGE, "at most 100 messages in one request", 0);
         goto out;
     }
-    json_array_foreach(messages, i, m)
-    {
-        if (!json_is_string(m)) {
-            http_error(w, conn, 400, KMS_CODE_MEMBER, "kmsMessages must hold strings only", 0);
-            goto out;
-        }
-        if (json_string_length(m) > JWE_MAX) {
+    for (i = 0; i < body.n; i++) {
+        if (body.messages[i].len > JWE_MAX) {
             http_error(w, conn, 413, KMS_CODE_TOO_LARGE, "a message may have at most 256 KiB", 0);
             goto out;
         }
     }
-    if (json_array_size(messages) == 0) {
+    if (body.n == 0) {
         struct buf empty = BUF_INIT;
 
         if (buf_puts(&empty, "{\"kmsMessages\":[]}") != KMS_OK)
@@ -292,18 +262,18 @@ post_messages(struct worker *w, uint64_t conn, const char *body, size_t len, con
         buf_release(&empty);
         goto out;
     }
-    if (!rate_take(w->by_source, peer, (unsigned)json_array_size(messages), now_us())) {
-        count_add(CT_RATE_LIMITED, json_array_size(messages));
+    if (!rate_take(w->by_source, peer, (unsigned)body.n, now_us())) {
+        count_add(CT_RATE_LIMITED, body.n);
         http_error(w, conn, 429, KMS_CODE_RATE, "too many messages from this address", 1);
         goto out;
     }
-    if (req_count(w) + json_array_size(messages) > (size_t)w->cfg->messages_inflight) {
+    if (req_count(w) + body.n > (size_t)w->cfg->messages_inflight) {
         http_error(w, conn, 503, KMS_CODE_OVERLOADED, "overloaded; nothing was changed", 1);
         goto out;
     }
-    post_start(w, conn, messages, peer);
+    post_start(w, conn, &body, peer);
 out:
-    json_decref(top);
+    kms_body_release(&body);
 }
 
 void

@@ -8,23 +8,22 @@
 #include "hsm/log.h"
 #include "kms/answer.h"
 #include "kms/req.h"
+#include "kms/waiters.h"
 #include "kms/worker.h"
 #include "proto/err.h"
 #include "proto/jws.h"
 #include "proto/msg.h"
 
-#define FRESH_US    60000000 /* how long a signature is sent again */
-#define WAITERS_MAX 4096
+#define FRESH_US 60000000 /* how long a signature is sent again */
 
 struct signed_answer {
     struct buf text; /* owned: what is sent */
     struct buf next; /* owned: what is being signed */
     bool signing;
-    bool outdated;     /* what is being signed names a key that is gone: to be thrown away */
-    int64_t until;     /* microseconds: when to sign anew */
-    int64_t failed;    /* when the HSM failed last */
-    uint64_t *waiters; /* owned */
-    size_t n;
+    bool outdated;  /* what is being signed names a key that is gone: to be thrown away */
+    int64_t until;  /* microseconds: when to sign anew */
+    int64_t failed; /* when the HSM failed last */
+    struct waiters waiters;
 };
 
 struct refusals {
@@ -39,7 +38,6 @@ signed_cb(void *ctx, uint64_t id, unsigned index, int err, const unsigned char *
 {
     struct refusals *rs = ctx;
     struct signed_answer *s = &rs->all[index];
-    size_t i, n = s->n;
 
     s->signing = false;
     if (s->outdated) {
@@ -60,9 +58,7 @@ signed_cb(void *ctx, uint64_t id, unsigned index, int err, const unsigned char *
         buf_release(&s->next);
         s->failed = now_us();
     }
-    s->n = 0;
-    for (i = 0; i < n; i++)
-        req_wake(rs->w, s->waiters[i]);
+    waiters_wake(&s->waiters, rs->w);
 }
 
 /* What they say: all without a requestId, but 499001 with one of our own. */
@@ -128,10 +124,7 @@ refusals_get(struct refusals *rs, enum refusal which, uint64_t req, const char *
         *text = buf_str(&s->text); /* an older one is as good while the next is being signed */
         return KMS_OK;
     }
-    if (!s->signing || s->n == WAITERS_MAX)
-        return KMS_ERR_UNAVAILABLE;
-    s->waiters[s->n++] = req;
-    return KMS_ERR_AGAIN;
+    return s->signing ? waiters_add(&s->waiters, req) : KMS_ERR_UNAVAILABLE;
 }
 
 const char *
@@ -159,13 +152,8 @@ refusals_new(struct worker *w)
     if (rs == NULL)
         return NULL;
     rs->w = w;
-    for (i = 0; i < REFUSE_KINDS; i++) {
+    for (i = 0; i < REFUSE_KINDS; i++)
         rs->all[i].failed = INT64_MIN / 2;
-        if ((rs->all[i].waiters = calloc(WAITERS_MAX, sizeof(uint64_t))) == NULL) {
-            refusals_free(rs);
-            return NULL;
-        }
-    }
     return rs;
 }
 
@@ -179,7 +167,7 @@ refusals_free(struct refusals *rs)
     for (i = 0; i < REFUSE_KINDS; i++) {
         buf_release(&rs->all[i].text);
         buf_release(&rs->all[i].next);
-        free(rs->all[i].waiters);
+        waiters_release(&rs->all[i].waiters);
     }
     free(rs);
 }

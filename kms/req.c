@@ -66,9 +66,7 @@ static const struct op {
     [OP_AUTHORIZATION_DELETE] = {SC_AUTHORIZATIONS_DELETE, false, false, false, 200, write_removed},
 };
 
-/* --- life
- * -------------------------------------------------------------------------------------------------------------
- */
+/* --- life --- */
 
 static void
 req_free(struct req *rq)
@@ -190,8 +188,7 @@ unreadable(struct req *rq, int code)
     return go(rq, REQ_SEAL);
 }
 
-/* --- REQ_ROUTE, REQ_CHANNEL, REQ_STATIC: the key
- * ------------------------------------------------------------------------- */
+/* --- REQ_ROUTE, REQ_CHANNEL, REQ_STATIC: the key --- */
 
 static enum step
 req_route(struct req *rq)
@@ -263,9 +260,7 @@ req_static(struct req *rq)
     return STEP_WAIT;
 }
 
-/* --- REQ_OPEN: the request
- * ------------------------------------------------------------------------------------------------
- */
+/* --- REQ_OPEN: the request --- */
 
 static enum step
 req_open(struct req *rq)
@@ -307,8 +302,7 @@ req_open(struct req *rq)
     return go(rq, REQ_WHO);
 }
 
-/* --- REQ_WHO, REQ_ADMIT: the principal
- * ------------------------------------------------------------------------------------ */
+/* --- REQ_WHO, REQ_ADMIT: the principal --- */
 
 /*
  * The bearer of an anonymous authorisation: a JWT that we signed ourselves (draft, section 4.4.2).
@@ -430,8 +424,7 @@ req_admit(struct req *rq)
     return go(rq, ops[rq->msg.op].mints ? REQ_ORG : REQ_STATE);
 }
 
-/* --- REQ_ORG, REQ_MINT: new keys
- * ------------------------------------------------------------------------------------------- */
+/* --- REQ_ORG, REQ_MINT: new keys --- */
 
 static enum step
 req_org(struct req *rq)
@@ -546,9 +539,7 @@ req_mint(struct req *rq)
     return go(rq, REQ_STATE);
 }
 
-/* --- REQ_STATE: the database
- * ------------------------------------------------------------------------------------------------
- */
+/* --- REQ_STATE: the database --- */
 
 static enum step
 req_state_ask(struct req *rq)
@@ -618,7 +609,7 @@ state_judged(struct req *rq, int verdict)
 void
 req_state_done(struct req *rq, int err, int verdict)
 {
-    if (err == KMS_ERR_TIMEOUT) {
+    if (err == KMS_ERR_TIMEOUT && rq->state != REQ_ALIVE) {
         req_end(rq, REQ_UNKNOWN);
         return;
     }
@@ -628,13 +619,14 @@ req_state_done(struct req *rq, int err, int verdict)
     if (err != KMS_OK)
         req_run(rq, refuse(rq, KMS_CODE_DATABASE, NULL));
     else if (rq->state == REQ_RECORD)
-        req_run(rq, go(rq, REQ_WRITE));
+        req_run(rq, go(rq, rq->channel != NULL ? REQ_ALIVE : REQ_WRITE));
+    else if (rq->state == REQ_ALIVE)
+        req_run(rq, verdict == KMS_CODE_RESET ? state_judged(rq, verdict) : go(rq, REQ_WRITE));
     else
         req_run(rq, state_judged(rq, verdict));
 }
 
-/* --- REQ_UNWRAP, REQ_BEARERS: what only hsmd can do
- * -------------------------------------------------------------------------- */
+/* --- REQ_UNWRAP, REQ_BEARERS: what only hsmd can do --- */
 
 static void
 unwrapped_cb(void *ctx, uint64_t id, unsigned index, int err, const unsigned char *key,
@@ -778,8 +770,7 @@ req_bearers(struct req *rq)
     return go(rq, REQ_WRITE);
 }
 
-/* --- REQ_WRITE: the answer's text
- * ---------------------------------------------------------------------------------------------- */
+/* --- REQ_WRITE: the answer's text --- */
 
 static void
 put_key(struct req *rq, struct answer *a, const char *name, const struct released *k)
@@ -1013,9 +1004,7 @@ req_write(struct req *rq)
     return go(rq, rq->channel != NULL ? REQ_SEAL : REQ_SIGN);
 }
 
-/* --- REQ_SIGN, REQ_SEAL: out
- * ------------------------------------------------------------------------------------------------
- */
+/* --- REQ_SIGN, REQ_SEAL: out --- */
 
 static void
 signed_cb(void *ctx, uint64_t id, unsigned index, int err, const unsigned char *sig, size_t len)
@@ -1094,9 +1083,15 @@ req_record(struct req *rq)
     return STEP_WAIT;
 }
 
-/* --- the flow
- * -----------------------------------------------------------------------------------------------------------------
- */
+/* Every other request asks the state, which knows. */
+static enum step
+req_alive(struct req *rq)
+{
+    state_submit(rq->w->state, SC_CHANNELS_CHECK, rq);
+    return STEP_WAIT;
+}
+
+/* --- the flow --- */
 
 static void
 req_run(struct req *rq, enum step s)
@@ -1138,6 +1133,9 @@ req_run(struct req *rq, enum step s)
             break;
         case REQ_RECORD:
             s = req_record(rq);
+            break;
+        case REQ_ALIVE:
+            s = req_alive(rq);
             break;
         case REQ_WRITE:
             s = req_write(rq);

@@ -37,6 +37,7 @@ enum req_state {
     REQ_UNWRAP,  /* hsmd: the content keys */
     REQ_BEARERS, /* hsmd: signatures of anonymous bearers */
     REQ_RECORD,  /* db: the record of a refusal that never came to REQ_STATE */
+    REQ_ALIVE,   /* db: that refusal's channel may have been deleted on another node */
     REQ_WRITE,   /* the answer's text */
     REQ_SIGN,    /* hsmd: the signature of an answer that no channel can carry */
     REQ_SEAL,    /* encrypt, hand over */

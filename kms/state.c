@@ -109,8 +109,7 @@ struct batch {
     struct req *reqs[STATE_BATCH]; /* borrowed: a request does not go while it waits */
 };
 
-/* --- arrays over the requests of a batch
- * -------------------------------------------------------------------------- */
+/* --- arrays over the requests of a batch --- */
 
 /* An array with one element a request; rq names the element's request in `put`. */
 #define EACH(p, type, put)                                                                         \
@@ -327,9 +326,7 @@ put_refusals(struct batch *b, struct db_params *p)
     EACH(p, DB_UUID, db_put_uuid(p, rq->msg.has_resource ? &rq->msg.resource : NULL));
 }
 
-/* --- rows
- * -----------------------------------------------------------------------------------------------------------
- */
+/* --- rows --- */
 
 static char *
 dup_text(const PGresult *res, int row, int col)
@@ -415,9 +412,7 @@ static const struct {
     [SC_REFUSALS_RECORD] = {put_refusals, NULL},
 };
 
-/* --- batches
- * ----------------------------------------------------------------------------------------------------------
- */
+/* --- batches --- */
 
 static void batch_done(void *ctx, int err, const PGresult *res, const char *sqlstate);
 

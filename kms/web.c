@@ -34,10 +34,10 @@
 #include <string.h>
 #include <sys/queue.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "hsm/log.h"
+#include "kms/clock.h"
 #include "kms/shared.h"
 #include "proto/err.h"
 
@@ -51,11 +51,9 @@
 #define BODY_SMALL        16384 /* a body up to this is always taken in .. */
 #define BODY_TOTAL_BODIES 32    /* .. of larger ones at most so many times body_max at once */
 #define ANSWER_COPY_MAX   16384 /* up to here head and body go out as one TLS record */
-#define HANDSHAKE_MS                                                                               \
-    1000 /* what an unfinished handshake is left when others wait for its place                    \
-          */
-#define SLOTS_MIN 64
-#define SLOT_NONE UINT32_MAX
+#define HANDSHAKE_MS      1000  /* an unfinished handshake is left this when others wait */
+#define SLOTS_MIN         64
+#define SLOT_NONE         UINT32_MAX
 
 enum phase {
     PH_HANDSHAKE, /* TLS is not up yet */
@@ -145,15 +143,6 @@ struct web {
 static void conn_run(struct conn *c);
 static void conn_kill(struct conn *c);
 static void accept_update(struct web *w);
-
-static int64_t
-now_ms(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
-}
 
 /* Sources */
 

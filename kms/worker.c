@@ -9,7 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
-#include <time.h>
 
 #include "hsm/hsm.h"
 #include "hsm/log.h"
@@ -40,26 +39,7 @@
 static struct event *drain_timer;
 static int64_t drain_deadline;
 
-int64_t
-now_us(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (int64_t)ts.tv_sec * 1000000 + ts.tv_nsec / 1000;
-}
-
-int64_t
-wall_ms(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_REALTIME, &ts);
-    return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
-}
-
-/* --- the static key as the world knows it
- * ------------------------------------------------------------------------------- */
+/* --- the static key as the world knows it --- */
 
 /* What is made of the certificate: taken as a whole, or not at all. */
 struct identity {
@@ -183,9 +163,7 @@ static_matches(struct worker *w)
     return same;
 }
 
-/* --- readiness
- * ------------------------------------------------------------------------------------------------------------
- */
+/* --- readiness --- */
 
 static void
 hsm_changed(void *ctx, bool ready)
@@ -232,9 +210,7 @@ second(evutil_socket_t fd, short what, void *arg)
     count_set(CT_SECURE_HEAP_USED, CRYPTO_secure_used());
 }
 
-/* --- signals
- * ----------------------------------------------------------------------------------------------------------------
- */
+/* --- signals --- */
 
 static void
 limits_of(struct web_limits *l, const struct config *c)
@@ -347,9 +323,7 @@ event_log(int severity, const char *msg)
         log_warn("libevent", "text", msg, NULL);
 }
 
-/* --- the process
- * ------------------------------------------------------------------------------------------------------------
- */
+/* --- the process --- */
 
 static int
 worker_open(struct worker *w, int listen_fd)

@@ -9,6 +9,7 @@
 #include <openssl/evp.h>
 #include <stdint.h>
 
+#include "kms/clock.h"
 #include "kms/config.h"
 #include "kms/shared.h"
 
@@ -64,8 +65,5 @@ struct worker {
 /* The worker process: never returns before it is told to stop.  Returns the exit status. */
 int worker_main(struct config *cfg, struct shared *sh, unsigned number, int listen_fd,
                 const char *config_path);
-
-int64_t now_us(void);  /* monotonic */
-int64_t wall_ms(void); /* milliseconds since 1970 */
 
 #endif

@@ -1,6 +1,7 @@
 noinst_LIBRARIES += proto/libproto.a
 proto_libproto_a_SOURCES = \
 	proto/b64.c proto/b64.h \
+	proto/body.c proto/body.h \
 	proto/buf.c proto/buf.h \
 	proto/err.c proto/err.h \
 	proto/http.c proto/http.h \

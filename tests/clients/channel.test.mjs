@@ -71,12 +71,21 @@ test('a channel is good on any connection at once', async () => {
 
 test('requestId is echoed verbatim, string or integer', async () => {
     const ch = await Channel.open(alice);
-    for (const requestId of [1, 0, -5, 2 ** 53 - 1, 'x', 'ü€😀', '"\\/', 'a'.repeat(200)]) {
+    for (const requestId of [1, 0, -5, 2 ** 53 - 1, '', 'x', 'ü€😀', '"\\/', '\t\r\n\u007f', 'a'.repeat(1000)]) {
         const {signed, body} = await ch.raw(ping({requestId, client: ch.client()}));
         assert.ok(!signed);
         ok(body);
         assert.deepEqual(body.requestId, requestId);
     }
+});
+
+test('a number beyond 64 bits is a wrong member, not bad JSON', async () => {
+    const ch = await Channel.open(alice);
+    const text = JSON.stringify({method: 'create', uri: '/keys', requestId: 'r', client: ch.client()});
+    const {signed, body} = await ch.raw(`${text.slice(0, -1)},"count":${'9'.repeat(30)}}`);
+    assert.ok(!signed);
+    refused(body, 400002);
+    assert.equal(body.requestId, 'r');
 });
 
 test('a requestId of another type is 400002, and is not echoed', async () => {

@@ -74,6 +74,14 @@ test('a body over 4 MiB is 413', async () => {
     else turnedDown(res, 413);
 });
 
+test('a body full of tiny members is refused, and quickly', async () => {
+    const members = Array.from({length: 200000}, (_, i) => `"${i}":1`).join();
+    const start = Date.now();
+    turnedDown(await http('POST', messages, `{"destination":"${cluster}","kmsMessages":[],${members}}`), 413);
+    assert.ok(Date.now() - start < 1000, 'before a tree is made of it');
+    assert.equal((await postRaw([','.repeat(200000)])).status, 200, 'commas in a string are none');
+});
+
 test('garbage in a POST is answered message by message', async () => {
     const res = await postRaw(['x', '', 'a.b.c.d.e']);
     assert.equal(res.status, 200);

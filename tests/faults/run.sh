@@ -155,6 +155,8 @@ count() {
 successes='$1 == "A" && int($3 / 100) == 2 && op[$2] != "P"'
 # An answer of HTTP's own is for whose channel is not in the worker's memory; the errorCode follows.
 unavailable='$1 == "H" && $3 == 503 || $4 =='
+# Those of a storm that are under way may have no true answer for long; then somebody new must ask.
+says_unavailable() { [ "$(count "$unavailable $1")" -gt 0 ] || probe_fails_with 503; }
 flowing() { [ "$(count "$successes")" -gt 20 ]; }
 # recovers TEXT: traffic flows again by itself.
 recovers() {
@@ -238,7 +240,7 @@ database_stopped() {
     sleep 0.5
     mark
     sleep 10
-    claim "database stopped: requests are answered with 503" is "$(count "$unavailable 503003")" -gt 0
+    claim "database stopped: requests are answered with 503" says_unavailable 503003
     claim "database stopped: nothing succeeds" is "$(count "$successes")" -eq 0
     claim "database stopped: /readyz says so" eval '! is_ready'
     revive
@@ -254,8 +256,7 @@ database_frozen() {
     sleep 0.3
     mark
     sleep 8
-    # Those of the storm that are under way have no true answer, so somebody new must ask.
-    claim "database frozen: new requests are answered with 503" probe_fails_with 503
+    claim "database frozen: new requests are answered with 503" says_unavailable 503003
     claim "database frozen: nothing succeeds" is "$(count "$successes")" -eq 0
     # shellcheck disable=SC2086
     kill -CONT $pids
@@ -273,7 +274,7 @@ hsm_stopped() {
     journal=$mixed
     mark
     sleep 8
-    claim "hsmd stopped: what needs it is answered with 503" is "$(count "$unavailable 503002")" -gt 0
+    claim "hsmd stopped: what needs it is answered with 503" says_unavailable 503002
     claim "hsmd stopped: no key is released" is "$(count "$successes && op[\$2] == \"T\"")" -eq 0
     journal=$work/pings
     claim "hsmd stopped: channels that are open go on" is "$(count '$1 == "A" && $3 == 200')" -gt 10
@@ -292,7 +293,7 @@ hsm_frozen() {
     sleep 0.3
     mark
     sleep 9
-    claim "hsmd frozen: the deadline answers with 503" is "$(count "$unavailable 503002")" -gt 0
+    claim "hsmd frozen: the deadline answers with 503" says_unavailable 503002
     claim "hsmd frozen: no key is released" is "$(count "$successes && op[\$2] == \"T\"")" -eq 0
     # shellcheck disable=SC2086
     kill -CONT $pids
@@ -336,7 +337,7 @@ disk_full() {
     sleep 1
     mark
     sleep 4
-    claim "disk full: requests are answered with 503" is "$(count "$unavailable 503003")" -gt 0
+    claim "disk full: requests are answered with 503" says_unavailable 503003
     claim "disk full: nothing succeeds" is "$(count "$successes")" -eq 0
     rm "$work/small/filler"
     recovers "disk full: recovers"
@@ -361,7 +362,7 @@ wal_full() {
     sleep 1
     mark
     sleep 6
-    claim "transaction log full: requests are answered with 503" is "$(count "$unavailable 503003")" -gt 0
+    claim "transaction log full: requests are answered with 503" says_unavailable 503003
     claim "transaction log full: nothing succeeds" is "$(count "$successes")" -eq 0
     rm "$work/wal/filler"
     revive
@@ -410,6 +411,24 @@ wrong_configuration() {
     cp -p "$work/kms.conf" "$dir/kms.conf"
     kill -HUP "$(kmsd_pid)"
     claim "wrong configuration: a right one is taken" wait_for 10 eval '"$KMSCTL" --json status | grep -q "\"reload_failed\":false"'
+}
+
+restarts() { curl -fsS -m 5 "$KMS_METRICS_URL/metrics" | awk '/^kms_process_restarts_total / { print $2 }'; }
+# A worker that has no handlers yet must not die of a reload, one that has must not die of ^C, which a terminal sends to
+# all; and a refusal that is being signed while its key's name is read anew still comes.
+early_signals() {
+    local before p i
+    before=$(restarts)
+    kill -9 "$(workers | head -n 1)"
+    for i in $(seq 40); do
+        kill -HUP "$(kmsd_pid)"
+        curl -fsS -m 10 --cacert "$KMS_CA_FILE" -o /dev/null "$KMS_URL/encryption/api/v1/kms/messages" \
+            -d "{\"destination\":\"kms://$KMS_DOMAIN\",\"kmsMessages\":[\"x\"]}" 2>>"$work/early.out" && echo >>"$work/early.ok"
+    done
+    for p in $(workers); do kill -INT "$p"; done
+    claim "early signals: well again" healthy
+    claim "early signals: nothing died but what was killed" is "$(restarts)" -eq $((before + 1))
+    claim "early signals: garbage is answered meanwhile" is "$(wc -l <"$work/early.ok")" -ge 38
 }
 
 # --- strangers ---
@@ -586,11 +605,11 @@ confined() {
     done
     claim "none that has keys may dump core" is $bad -eq 0
     bad=0
-    for p in $(workers); do
+    for p in $(workers) $(keeper); do
         grep -q '^Seccomp:[[:space:]]*2' "/proc/$p/status" || bad=1
         [ "$(awk '/^VmLck/ { print $2 }' "/proc/$p/status")" -gt 0 ] || bad=1
     done
-    claim "workers are confined by seccomp and have locked memory" is $bad -eq 0
+    claim "workers and keeper are confined by seccomp and have locked memory" is $bad -eq 0
 }
 
 secrets() {
@@ -612,30 +631,34 @@ secrets() {
 
 outages=(database_stopped database_frozen hsm_stopped hsm_frozen standby_lost disk_full wal_full certificate_reload
     wrong_configuration)
-others=(slow_clients garbage out_of_files terminated_under_load log_full drained run_again)
+others=(early_signals slow_clients garbage out_of_files terminated_under_load log_full drained run_again)
 wanted() { [ ${#only[@]} -eq 0 ] || [[ " ${only[*]} " == *" $1 "* ]]; }
 
-confined
-! wanted storm_of_kills || storm_of_kills
-started=false
-for check in "${outages[@]}"; do
-    wanted "$check" || continue
-    if $short && [ "$check" = wal_full ]; then continue; fi
-    $started || start_storm outages 4
-    started=true
-    "$check"
-done
-if $started; then
-    stop_storm
-    check_storm outages
-fi
-for check in "${others[@]}"; do
-    ! wanted "$check" || "$check"
-done
-confined
-secrets
-skip "a step of the clock: needs libfaketime in every process; durations are on the monotonic clock by design"
+main() {
+    confined
+    ! wanted storm_of_kills || storm_of_kills
+    local check started=false
+    for check in "${outages[@]}"; do
+        wanted "$check" || continue
+        if $short && [ "$check" = wal_full ]; then continue; fi
+        $started || start_storm outages 4
+        started=true
+        "$check"
+    done
+    if $started; then
+        stop_storm
+        check_storm outages
+    fi
+    for check in "${others[@]}"; do
+        ! wanted "$check" || "$check"
+    done
+    confined
+    secrets
+    skip "a step of the clock: needs libfaketime in every process; durations are on the monotonic clock by design"
 
-echo "seed $seed, $skipped skipped, $SECONDS s"
-echo "$passed passed, $failed failed"
-[ "$failed" -eq 0 ]
+    echo "seed $seed, $skipped skipped, $SECONDS s"
+    echo "$passed passed, $failed failed"
+    [ "$failed" -eq 0 ]
+}
+# One line, so that an edit of this file does not change a run.
+main; exit

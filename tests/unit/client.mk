@@ -4,6 +4,7 @@ check_PROGRAMS += tests/unit/test_client
 TESTS += tests/unit/test_client
 tests_unit_test_client_SOURCES = tests/unit/test_client.c \
 	kms/client.c kms/client.h \
+	kms/clock.c kms/clock.h \
 	kms/https.c kms/https.h \
 	kms/mint.c kms/mint.h
 tests_unit_test_client_CFLAGS = $(AM_CFLAGS) $(CRITERION_CFLAGS)
