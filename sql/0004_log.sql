@@ -309,10 +309,8 @@ BEGIN
                     WHEN f.state <> 'active' THEN 403001
                     WHEN f.behalf IS NOT NULL AND f.officer IS NOT TRUE THEN 403004
                     -- Unbound: its creator with the same client, while it may be bound.
-                    WHEN f.key_id IS NOT NULL AND f.resource_id IS NULL THEN
-                        CASE WHEN f.kind <> 'user' THEN 403001
-                             WHEN f.creator <> f.who THEN 403002
-                             WHEN f.behalf IS NULL AND f.client_id IS DISTINCT FROM f.client THEN 403003
+                    WHEN f.resource_id IS NULL AND f.creator = f.who AND f.kind = 'user' THEN
+                        CASE WHEN f.behalf IS NULL AND f.client_id IS DISTINCT FROM f.client THEN 403003
                              WHEN f.expires_at <= v_now THEN 404001
                              ELSE 0 END
                     -- Unknown and not authorised take one way, so that they take one time.  A resource's id is no key's,
@@ -320,6 +318,7 @@ BEGIN
                     WHEN p.path IS NULL OR f.key_id IS NULL THEN
                         CASE WHEN NOT EXISTS (SELECT FROM content_keys x WHERE x.key_id = f.key) THEN 404001
                              WHEN f.key_id IS NULL AND f.behalf IS NOT NULL THEN 403004
+                             WHEN f.key_id IS NOT NULL AND f.resource_id IS NULL AND f.kind = 'user' THEN 403002
                              ELSE 403001 END
                     WHEN f.gone THEN 410001
                     ELSE 0 END AS verdict
@@ -329,7 +328,7 @@ BEGIN
            AND d.kind = 'user' AND d.grantee = f.who
          CROSS JOIN LATERAL (
                -- Searched in vain for another's unbound key too: it takes the time of one that does not exist.
-               SELECT CASE WHEN NOT f.open OR (f.resource_id IS NULL AND f.creator = f.who) THEN NULL
+               SELECT CASE WHEN NOT f.open OR (f.resource_id IS NULL AND f.creator = f.who AND f.kind = 'user') THEN NULL
                            WHEN d.authorization_id IS NOT NULL THEN '{}'
                            WHEN f.kind = 'user' THEN nested_path(f.org, coalesce(f.resource_id, f.key), f.who, v_now)
                            ELSE path_to(f.org, coalesce(f.resource_id, f.key), f.kind, f.subject, v_now)

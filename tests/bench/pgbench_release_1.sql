@@ -9,7 +9,7 @@ SELECT n, verdict, key, blob, generation, root, wrapped, org, user_id, client_id
        ARRAY[md5('org')::uuid],
        ARRAY[md5('channel' || :c)::uuid],
        ARRAY['request'],
-       ARRAY['client'],
+       ARRAY['client' || :c],
        ARRAY[md5('key' || :r || '.' || :k)::uuid],
        ARRAY[NULL::text],
        ARRAY[false]);

@@ -8,7 +8,7 @@ SELECT n, verdict, key, blob, generation, root, wrapped, org, user_id, client_id
        array_fill(md5('org')::uuid, ARRAY[50]),
        array_fill(md5('channel' || :c)::uuid, ARRAY[50]),
        array_fill('request'::text, ARRAY[50]),
-       array_fill('client'::text, ARRAY[50]),
+       array_fill('client' || :c, ARRAY[50]),
        ARRAY(SELECT md5('key' || (:c::int + :channels::int * floor(random() * :rounds::int)) || '.' || floor(random() * :keys::int))::uuid
                FROM generate_series(1, 50)),
        array_fill(NULL::text, ARRAY[50]),
