@@ -88,7 +88,7 @@ static const struct conf_setting settings[] = {
 
 /* kmsd's sections of the same file. */
 static const char *const others[] = {"kms",    "tls",       "admin", "database", "token", "hsm",
-                                     "limits", "lifetimes", "log",   "metrics",  NULL};
+                                     "limits", "lifetimes", "log",   "metrics",  "audit", NULL};
 
 struct program {
     struct config config;

@@ -24,6 +24,8 @@
 
 #include "hsm/hsm.h"
 #include "hsm/log.h"
+#include "kms/admin_call.h"
+#include "kms/audit.h"
 #include "kms/clock.h"
 #include "kms/config.h"
 #include "kms/db.h"
@@ -39,25 +41,7 @@
 #define LINE_MS         10000  /* for a whole call, from its first byte */
 #define IDLE_MS         300000 /* between calls */
 #define WRITE_MS        10000  /* for the peer to take a whole answer */
-#define NAME_MAX_       128    /* of an organisation */
 #define ENTRIES_MAX     1000   /* in one answer of audit.tail */
-#define ACTOR_MAX       96
-
-/* JSON-RPC 2.0 section 5.1 */
-#define RPC_PARSE    (-32700)
-#define RPC_REQUEST  (-32600)
-#define RPC_METHOD   (-32601)
-#define RPC_PARAMS   (-32602)
-#define RPC_INTERNAL (-32603)
-
-/* Bits: somebody may have several roles. */
-enum role { ROLE_OPERATOR = 1 };
-
-struct peer {
-    uid_t uid;
-    unsigned roles;
-    char actor[ACTOR_MAX]; /* for entries and logs: "name(uid)" */
-};
 
 struct conn {
     LIST_ENTRY(conn) entry;
@@ -78,27 +62,6 @@ struct admin {
     LIST_HEAD(, conn) conns;
     unsigned n;
     uint64_t next_id;
-};
-
-struct call;
-struct method {
-    const char *name;
-    enum role role;
-    void (*run)(struct call *c);
-};
-
-/* A call under way; owned by itself, freed where it ends. */
-struct call {
-    struct admin *a;
-    struct keeper *k;
-    uint64_t conn;               /* whom to answer; may be gone by then */
-    const struct method *method; /* NULL: not known yet */
-    json_t *request;             /* owned */
-    const json_t *id;            /* borrowed from it; NULL: a notification, answered by nothing */
-    const json_t *params;        /* borrowed from it; NULL: none */
-    struct uuid op;
-    struct peer peer;
-    const char *name; /* of an organisation; borrowed from params */
 };
 
 static void conn_answered(struct conn *cn);
@@ -140,7 +103,7 @@ call_send(struct call *c, json_t *answer)
 }
 
 /* Takes result over; NULL: no memory. */
-static void
+void
 call_answer(struct call *c, json_t *result)
 {
     json_t *id = c->id != NULL ? json_deep_copy(c->id) : json_null();
@@ -149,7 +112,7 @@ call_answer(struct call *c, json_t *result)
 }
 
 /* why: NULL for the code's own text. */
-static void
+void
 call_refuse(struct call *c, int code, const char *why)
 {
     json_t *id = c->id != NULL ? json_deep_copy(c->id) : json_null();
@@ -211,7 +174,7 @@ call_ask(struct call *c, enum keeper_statement s, struct db_params *p, db_cb *cb
 }
 
 /* True when there is a result; else the call was refused. */
-static bool
+bool
 call_got(struct call *c, int err)
 {
     switch (err) {
@@ -232,7 +195,7 @@ call_got(struct call *c, int err)
 }
 
 /* A jsonb column as a tree; *out NULL for SQL NULL.  false: malformed, the call was refused. */
-static bool
+bool
 call_json(struct call *c, const PGresult *res, int row, int col, json_t **out)
 {
     const char *text;
@@ -249,8 +212,8 @@ call_json(struct call *c, const PGresult *res, int row, int col, json_t **out)
 }
 
 /* One row with one jsonb; SQL NULL is 404001. */
-static void
-shown(void *ctx, int err, const PGresult *res, const char *sqlstate)
+void
+call_shown(void *ctx, int err, const PGresult *res, const char *sqlstate)
 {
     struct call *c = ctx;
     json_t *j;
@@ -269,8 +232,8 @@ shown(void *ctx, int err, const PGresult *res, const char *sqlstate)
 }
 
 /* One row: verdict, result. */
-static void
-judged(void *ctx, int err, const PGresult *res, const char *sqlstate)
+void
+call_judged(void *ctx, int err, const PGresult *res, const char *sqlstate)
 {
     struct call *c = ctx;
     int32_t verdict;
@@ -296,10 +259,10 @@ judged(void *ctx, int err, const PGresult *res, const char *sqlstate)
 
 /* The name in params, checked for its length only: the database knows its grammar.  false: the call
  * was refused. */
-static bool
+bool
 call_name(struct call *c)
 {
-    if (kms_json_str(c->params, "name", NAME_MAX_, &c->name) == KMS_OK && c->name[0] != '\0')
+    if (kms_json_str(c->params, "name", CALL_NAME_MAX, &c->name) == KMS_OK && c->name[0] != '\0')
         return true;
     call_refuse(c, RPC_PARAMS, "name: a string of 1 to 128 characters");
     return false;
@@ -389,6 +352,7 @@ status_run(struct call *c)
     set(sweep, "resources", json_integer((json_int_t)k->sweeper.resources));
     set(sweep, "keys", json_integer((json_int_t)k->sweeper.keys));
     set(o, "sweeper", sweep);
+    set(o, "audit", audit_status(k->audit));
     for (unsigned i = 0; i < sh->workers; i++)
         json_array_append_new(workers, status_worker(&sh->worker[i], i));
     set(o, "workers", workers);
@@ -475,7 +439,7 @@ org_key_made(void *ctx, uint64_t id, int err, const unsigned char root[HSM_ID_LE
     db_bytes(&p, wrapped, HSM_WRAPPED_LEN);
     db_bytes(&p, kcv, HSM_KCV_LEN);
     db_text(&p, c->peer.actor);
-    call_ask(c, KS_ORG_ADD, &p, judged);
+    call_ask(c, KS_ORG_ADD, &p, call_judged);
 }
 
 static void
@@ -502,7 +466,7 @@ org_list_run(struct call *c)
     struct db_params p;
 
     db_params_init(&p);
-    call_ask(c, KS_ORGS_LIST, &p, shown);
+    call_ask(c, KS_ORGS_LIST, &p, call_shown);
 }
 
 static void
@@ -514,7 +478,7 @@ org_show_run(struct call *c)
         return;
     db_params_init(&p);
     db_text(&p, c->name);
-    call_ask(c, KS_ORG_SHOW, &p, shown);
+    call_ask(c, KS_ORG_SHOW, &p, call_shown);
 }
 
 static void
@@ -529,7 +493,7 @@ org_set(struct call *c, const char *state)
     db_text(&p, c->name);
     db_text(&p, state);
     db_text(&p, c->peer.actor);
-    call_ask(c, KS_ORG_SET_STATE, &p, judged);
+    call_ask(c, KS_ORG_SET_STATE, &p, call_judged);
 }
 
 static void
@@ -557,7 +521,7 @@ show_by_id(struct call *c, enum keeper_statement s)
     db_params_init(&p);
     db_uuid(&p, &id);
     db_text(&p, c->peer.actor);
-    call_ask(c, s, &p, shown);
+    call_ask(c, s, &p, call_shown);
 }
 
 static void
@@ -598,7 +562,7 @@ audit_tail_run(struct call *c)
     struct db_params p;
     int r;
 
-    r = kms_json_str(c->params, "org", NAME_MAX_, &c->name);
+    r = kms_json_str(c->params, "org", CALL_NAME_MAX, &c->name);
     if (r != KMS_OK && r != KMS_ERR_NOT_FOUND) {
         call_refuse(c, RPC_PARAMS, "org: a string");
         return;
@@ -678,7 +642,9 @@ static const struct method methods[] = {
     {"log.level", ROLE_OPERATOR, log_level_run},
     {"reload", ROLE_OPERATOR, reload_run},
     {"drain", ROLE_OPERATOR, drain_run},
+    {NULL, ROLE_OPERATOR, NULL},
 };
+static const struct method *const method_lists[] = {methods, audit_methods};
 
 /* --- from a line to a call --- */
 
@@ -734,9 +700,11 @@ call_start(struct conn *cn, const char *line, size_t len)
         return;
     }
     c->id = id;
-    for (size_t i = 0; i < sizeof(methods) / sizeof(methods[0]); i++) {
-        if (strcmp(methods[i].name, name) == 0)
-            c->method = &methods[i];
+    for (size_t i = 0; i < sizeof(method_lists) / sizeof(method_lists[0]); i++) {
+        for (const struct method *m = method_lists[i]; m->name != NULL; m++) {
+            if (strcmp(m->name, name) == 0)
+                c->method = m;
+        }
     }
     params = json_object_get(c->request, "params");
     if (c->method == NULL) {

@@ -1,6 +1,7 @@
 # kmsctl, the keeper's part of kmsd, and what is installed beside the programs.
 KEEPER_SOURCES = \
-	kms/admin.c kms/admin.h \
+	kms/admin.c kms/admin.h kms/admin_call.h \
+	kms/audit.c kms/audit.h kms/audit_admin.c \
 	kms/config.c kms/config.h \
 	kms/keeper.c kms/keeper.h \
 	kms/metrics.c kms/metrics.h \

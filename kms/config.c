@@ -73,6 +73,9 @@ static const struct conf_setting settings[] = {
     WORDS("admin", "operators", operators, "",
         "who may manage besides root: user names, numeric uids, @groups"),
 
+    FILE_("audit", "witnesses", audit_witnesses, "",
+        "a file with the verifier keys of witnesses whose cosignatures are kept, one a line; empty: none"),
+
     TEXT("metrics", "listen", metrics_listen, "127.0.0.1:9464",
         "address:port of /livez, /readyz and /metrics, plain HTTP; empty: off"),
 

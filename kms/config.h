@@ -35,6 +35,8 @@ struct config {
     char *admin_socket;
     char *admin_group; /* the socket's group; "" the process's own */
     char *operators;   /* user names, uids, @groups that may manage */
+    /* [audit] */
+    char *audit_witnesses; /* a file of verifier keys, one a line */
     /* [metrics] */
     char *metrics_listen; /* address:port; "" off */
     /* [database] */

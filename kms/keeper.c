@@ -20,6 +20,7 @@
 #include "hsm/hsm.h"
 #include "hsm/log.h"
 #include "kms/admin.h"
+#include "kms/audit.h"
 #include "kms/clock.h"
 #include "kms/config.h"
 #include "kms/db.h"
@@ -699,7 +700,9 @@ keeper_release(struct keeper *k)
     /* Their callbacks answer calls of the admin socket, so that one goes last. */
     metrics_free(k->metrics);
     db_free(k->db);
+    audit_stop(k->audit);
     hsm_free(k->hsm);
+    audit_free(k->audit);
     admin_free(k->admin);
     free(k->rotation);
     json_decref(k->stats);
@@ -724,7 +727,7 @@ keeper_main(const struct config *cfg, struct shared *sh, int admin_fd, int metri
         (k.stats_timer = evtimer_new(k.base, stats_start, &k)) == NULL ||
         (hup = evsignal_new(k.base, SIGHUP, on_hup, &k)) == NULL ||
         (term = evsignal_new(k.base, SIGTERM, on_term, &k)) == NULL || !connect_all(&k) ||
-        (k.admin = admin_new(&k, admin_fd)) == NULL ||
+        (k.admin = admin_new(&k, admin_fd)) == NULL || (k.audit = audit_new(&k)) == NULL ||
         (metrics_fd >= 0 && (k.metrics = metrics_new(&k, metrics_fd)) == NULL)) {
         log_error("the keeper could not start: out of memory", NULL);
         goto out;

@@ -18,6 +18,7 @@
 #include "proto/uri.h"
 
 struct admin;
+struct audit;
 struct config;
 struct db;
 struct event;
@@ -83,6 +84,7 @@ struct keeper {
     struct db *db;
     struct hsm *hsm;
     struct admin *admin;
+    struct audit *audit;
     struct metrics *metrics; /* NULL: off */
 
     enum root_state root;

@@ -99,9 +99,9 @@ static const struct conf_setting admin_settings[] = {
     {"admin", "group", CONF_STRING, offsetof(struct admin_section, group), "", 0, 0, ""},
     {"admin", "operators", CONF_LIST, offsetof(struct admin_section, operators), "", 0, 0, ""},
 };
-static const char *const other_sections[] = {"kms",    "tls",   "metrics", "database",
-                                             "hsm",    "token", "hsmd",    "lifetimes",
-                                             "limits", "log",   NULL};
+static const char *const other_sections[] = {"kms",       "tls",    "audit", "metrics",
+                                             "database",  "hsm",    "token", "hsmd",
+                                             "lifetimes", "limits", "log",   NULL};
 
 static void
 conf_complain(void *ctx, const char *text)
@@ -342,7 +342,7 @@ print_status(const json_t *s)
     static const char *const workers[] = {"worker",   "pid",      "state",   "database",
                                           "hsm",      "key_set",  "rss",     "connections",
                                           "inflight", "messages", "started", NULL};
-    static const char *const tail[] = {"database", "stats", "sweeper", NULL};
+    static const char *const tail[] = {"database", "stats", "sweeper", "audit", NULL};
     json_t *part = json_object();
     const json_t *reason;
     size_t i;

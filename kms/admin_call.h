@@ -1,0 +1,82 @@
+/*
+ * admin_call.h - a call of the admin socket, for the files that have methods: admin.c and those
+ * that it lists.
+ *
+ * A method's function ends its call, now or from a callback, with exactly one of call_answer and
+ * call_refuse.
+ */
+#ifndef KMS_ADMIN_CALL_H
+#define KMS_ADMIN_CALL_H
+
+#include <jansson.h>
+#include <libpq-fe.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "proto/uri.h"
+
+struct admin;
+struct call;
+struct keeper;
+
+#define ACTOR_MAX     96
+#define CALL_NAME_MAX 128 /* of an organisation */
+
+/* JSON-RPC 2.0 section 5.1 */
+#define RPC_PARSE    (-32700)
+#define RPC_REQUEST  (-32600)
+#define RPC_METHOD   (-32601)
+#define RPC_PARAMS   (-32602)
+#define RPC_INTERNAL (-32603)
+
+/* Bits: somebody may have several roles. */
+enum role { ROLE_OPERATOR = 1 };
+
+struct peer {
+    uid_t uid;
+    unsigned roles;
+    char actor[ACTOR_MAX]; /* for entries and logs: "name(uid)" */
+};
+
+struct method {
+    const char *name;
+    enum role role;
+    void (*run)(struct call *c);
+};
+
+/* A call under way; owned by itself, freed where it ends. */
+struct call {
+    struct admin *a;
+    struct keeper *k;
+    uint64_t conn;               /* whom to answer; may be gone by then */
+    const struct method *method; /* NULL: not known yet */
+    json_t *request;             /* owned */
+    const json_t *id;            /* borrowed from it; NULL: a notification, answered by nothing */
+    const json_t *params;        /* borrowed from it; NULL: none */
+    struct uuid op;
+    struct peer peer;
+    const char *name; /* of an organisation; borrowed from params */
+};
+
+/* Takes result over; NULL: no memory. */
+void call_answer(struct call *c, json_t *result);
+/* why: NULL for the code's own text. */
+void call_refuse(struct call *c, int code, const char *why);
+/* True when a database call gave a result; else the call was refused. */
+bool call_got(struct call *c, int err);
+/* A jsonb column as a tree; *out NULL for SQL NULL.  false: malformed, the call was refused. */
+bool call_json(struct call *c, const PGresult *res, int row, int col, json_t **out);
+/* The name in params, checked for its length only.  false: the call was refused. */
+bool call_name(struct call *c);
+
+/* Callbacks for db_call: one row with one jsonb, where SQL NULL is 404001; one row of verdict and
+ * result. */
+void call_shown(void *ctx, int err, const PGresult *res, const char *sqlstate);
+void call_judged(void *ctx, int err, const PGresult *res, const char *sqlstate);
+
+/* The methods of other files, each list ended by a NULL name. */
+extern const struct method audit_methods[]; /* audit_admin.c */
+
+#endif
