@@ -9,7 +9,9 @@ KEEPER_SOURCES = \
 
 bin_PROGRAMS += kms/kmsctl
 kms_kmsctl_SOURCES = \
-	kms/kmsctl_main.c \
+	kms/kmsctl_main.c kms/kmsctl.h kms/kmsctl_audit.c \
+	kms/audit_dir.c kms/audit_dir.h \
+	kms/audit_verify.c kms/audit_verify.h \
 	kms/clock.c kms/clock.h \
 	kms/config.c kms/config.h \
 	kms/static_key.c kms/static_key.h \

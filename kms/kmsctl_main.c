@@ -26,6 +26,7 @@
 #include "hsm/log.h"
 #include "kms/clock.h"
 #include "kms/config.h"
+#include "kms/kmsctl.h"
 #include "kms/static_key.h"
 #include "kms/table.h"
 #include "proto/buf.h"
@@ -38,24 +39,6 @@
 #define ANSWER_MAX  (64 * 1024 * 1024)
 #define FOLLOW_MS   1000
 
-/* Exit statuses, documented in kmsctl(8). */
-enum { EXIT_OK = 0, EXIT_REFUSED = 1, EXIT_USAGE = 2, EXIT_UNREACHABLE = 3 };
-
-/* What the options said. */
-struct ctl {
-    char *socket; /* owned; NULL until it is needed */
-    const char *config;
-    const char *url;
-    const char *op;
-    const char *hsm_socket;
-    bool json;
-    bool exit;
-    bool follow;
-    long long timeout_ms;
-    long long bits;
-    long long limit;
-};
-
 struct command {
     const char *words;   /* "org add" */
     const char *args;    /* for help: "NAME" */
@@ -65,9 +48,7 @@ struct command {
     int (*run)(struct ctl *ctl, int argc, char **argv);
 };
 
-static void complain(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
-
-static void
+void
 complain(const char *fmt, ...)
 {
     va_list ap;
@@ -79,7 +60,7 @@ complain(const char *fmt, ...)
     fputc('\n', stderr);
 }
 
-static void
+void
 print_json(const json_t *v)
 {
     json_dumpf(v, stdout, JSON_COMPACT | JSON_ENCODE_ANY);
@@ -243,7 +224,7 @@ tell_error(const struct ctl *ctl, const char *method, const json_t *error)
  * Calls a method; takes params over.  0 and *result is the caller's; else an exit status, after
  * complaining.  When the connection breaks the call is sent once more: its op makes that safe.
  */
-static int
+int
 ask(struct ctl *ctl, const char *method, json_t *params, json_t **result)
 {
     int64_t deadline = now_ms() + ctl->timeout_ms;
@@ -315,7 +296,7 @@ complained:
 /* --- commands that ask the server --- */
 
 /* The plain ones: show what comes back. */
-static int
+int
 ask_and_show(struct ctl *ctl, const char *method, json_t *params)
 {
     json_t *result;
@@ -733,6 +714,9 @@ static const struct option options[] = {
     {"exit", no_argument, NULL, 'x'},
     {"limit", required_argument, NULL, 'n'},
     {"follow", no_argument, NULL, 'f'},
+    {"key", required_argument, NULL, 'k'},
+    {"checkpoint", required_argument, NULL, 'c'},
+    {"out", required_argument, NULL, 'o'},
     {NULL, 0, NULL, 0},
 };
 
@@ -747,6 +731,9 @@ static const struct {
     {'x', "  --exit         finish what is under way, then end the server"},
     {'n', "  --limit N      at most so many entries (default 20, at most 1000)"},
     {'f', "  --follow       go on with new entries as they are made"},
+    {'k', "  --key KEY      the log's verifier key (kmsctl audit key), or a file with it"},
+    {'c', "  --checkpoint FILE  one that was kept elsewhere: the log must continue it"},
+    {'o', "  --out FILE     where to write it; default: standard output"},
 };
 
 static const struct command commands[] = {
@@ -767,6 +754,20 @@ static const struct command commands[] = {
      run_resource_show},
     {"audit tail", "[ORG]", 0, 1, "nf",
      "the last entries of an organisation's log, or the installation's own", run_audit_tail},
+    {"audit show", "ENTRY [ORG]", 1, 2, "",
+     "one entry as its leaf in the log, with the names it stands for", run_audit_show},
+    {"audit key", "[ORG]", 0, 1, "", "the key that a log is verified with", run_audit_key},
+    {"audit prove", "ENTRY [ORG]", 1, 2, "o",
+     "a proof that an entry is in the log (C2SP tlog-proof)", run_audit_prove},
+    {"audit export", "DIR [ORG]", 1, 2, "",
+     "write a log to a directory (C2SP tlog-tiles), or what is new", run_audit_export},
+    {"audit verify", "DIR|PROOF", 1, 1, "kc", "check an exported log or a proof; needs no server",
+     run_audit_verify},
+    {"audit check", "[ORG]", 0, 1, "kc", "check the log in the database", run_audit_check},
+    {"audit cosign", "FILE [ORG]", 1, 2, "", "keep a checkpoint that a witness has cosigned",
+     run_audit_cosign},
+    {"person erase", "ORG SUBJECT", 2, 2, "",
+     "destroy what tells whose the entries of a person are", run_person_erase},
     {"log level", "[LEVEL]", 0, 1, "", "tell or set: error, warn, info, debug", run_log_level},
     {"reload", "", 0, 0, "", "read the configuration again, dropping no connection", run_reload},
     {"drain", "", 0, 0, "x", "take no new connections", run_drain},
@@ -978,10 +979,19 @@ parse_options(struct ctl *ctl, int argc, char **argv, bool *help, char *given)
         case 'f':
             ctl->follow = true;
             break;
+        case 'k':
+            ctl->key = optarg;
+            break;
+        case 'c':
+            ctl->checkpoint = optarg;
+            break;
+        case 'o':
+            ctl->out = optarg;
+            break;
         default:
             return false; /* getopt has complained */
         }
-        if (strchr("usbxnf", opt) != NULL)
+        if (strchr("usbxnfkco", opt) != NULL)
             given[strlen(given)] = (char)opt;
     }
     return true;

@@ -177,6 +177,25 @@ range(unsigned char out[MERKLE_LEN], uint64_t lo, uint64_t hi, merkle_read_cb *r
 }
 
 int
+merkle_load(struct merkle *t, uint64_t size, merkle_read_cb *read, void *ctx)
+{
+    uint64_t lo = 0;
+    int r = KMS_OK;
+
+    memset(t, 0, sizeof(*t));
+    if (size > MERKLE_SIZE_MAX)
+        return KMS_ERR_MEMBER;
+    for (unsigned h = 63; h-- > 0 && r == KMS_OK;) {
+        if ((size >> h) & 1) {
+            r = complete(t->peak[h], lo, h, read, ctx);
+            lo += (uint64_t)1 << h;
+        }
+    }
+    t->size = size;
+    return r;
+}
+
+int
 merkle_root_of(unsigned char out[MERKLE_LEN], uint64_t size, merkle_read_cb *read, void *ctx)
 {
     struct merkle none = {0};

@@ -60,7 +60,8 @@ int merkle_prove_inclusion(unsigned char out[][MERKLE_LEN], size_t *n, uint64_t 
                            uint64_t size, merkle_read_cb *read, void *ctx);
 int merkle_prove_consistency(unsigned char out[][MERKLE_LEN], size_t *n, uint64_t first,
                              uint64_t second, merkle_read_cb *read, void *ctx);
-/* The root of the tree of the first `size` leaves. */
+/* The tree of the first `size` leaves, from what is stored; and its root. */
+int merkle_load(struct merkle *t, uint64_t size, merkle_read_cb *read, void *ctx);
 int merkle_root_of(unsigned char out[MERKLE_LEN], uint64_t size, merkle_read_cb *read, void *ctx);
 
 /* Sections 2.1.3.2 and 2.1.4.2; the proof is only read.  KMS_ERR_CRYPTO: it proves nothing. */

@@ -1,0 +1,55 @@
+/*
+ * kmsctl.h - what the files with commands of kmsctl share.  kmsctl_main.c has the table of commands
+ * and the rest.
+ */
+#ifndef KMS_KMSCTL_H
+#define KMS_KMSCTL_H
+
+#include <jansson.h>
+#include <stdbool.h>
+
+/* Exit statuses, documented in kmsctl(8). */
+enum { EXIT_OK = 0, EXIT_REFUSED = 1, EXIT_USAGE = 2, EXIT_UNREACHABLE = 3 };
+
+/* What the options said. */
+struct ctl {
+    char *socket; /* owned; NULL until it is needed */
+    const char *config;
+    const char *url;
+    const char *op;
+    const char *hsm_socket;
+    const char *key;        /* --key: a verifier key, or a file with one */
+    const char *checkpoint; /* --checkpoint: a file */
+    const char *out;        /* --out: a file */
+    bool json;
+    bool exit;
+    bool follow;
+    long long timeout_ms;
+    long long bits;
+    long long limit;
+};
+
+/* One line on standard error, "kmsctl: ...". */
+void complain(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+/* One line of JSON on standard output. */
+void print_json(const json_t *v);
+
+/*
+ * Calls a method; takes params over.  0 and *result is the caller's; else an exit status, after
+ * complaining.
+ */
+int ask(struct ctl *ctl, const char *method, json_t *params, json_t **result);
+/* And shows what comes back, as a table or as JSON. */
+int ask_and_show(struct ctl *ctl, const char *method, json_t *params);
+
+/* kmsctl_audit.c */
+int run_audit_key(struct ctl *ctl, int argc, char **argv);
+int run_audit_show(struct ctl *ctl, int argc, char **argv);
+int run_audit_prove(struct ctl *ctl, int argc, char **argv);
+int run_audit_export(struct ctl *ctl, int argc, char **argv);
+int run_audit_verify(struct ctl *ctl, int argc, char **argv);
+int run_audit_check(struct ctl *ctl, int argc, char **argv);
+int run_audit_cosign(struct ctl *ctl, int argc, char **argv);
+int run_person_erase(struct ctl *ctl, int argc, char **argv);
+
+#endif
