@@ -240,6 +240,7 @@ static void
 entries_got(void *ctx, int err, const PGresult *res, const char *sqlstate)
 {
     struct call *c = ctx;
+    int64_t at = json_integer_value(json_object_get(c->params, "first"));
     json_t *ids, *leaves;
 
     if (!call_got(c, err))
@@ -248,9 +249,16 @@ entries_got(void *ctx, int err, const PGresult *res, const char *sqlstate)
     leaves = json_array();
     for (int i = 0; i < PQntuples(res); i++) {
         const char *leaf = db_get_text(res, i, 2);
-        int64_t id = 0;
+        int64_t id = 0, index = at;
 
+        db_get_int8(res, i, 0, &index);
         db_get_int8(res, i, 1, &id);
+        /* Whoever takes a run of leaves out does not move the others. */
+        for (; at < index && json_array_size(leaves) < ENTRIES_MAX; at++) {
+            json_array_append_new(ids, json_null());
+            json_array_append_new(leaves, json_null());
+        }
+        at++;
         json_array_append_new(ids, json_integer(id));
         json_array_append_new(leaves, leaf != NULL ? json_string(leaf) : json_null());
     }

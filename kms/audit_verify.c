@@ -25,8 +25,9 @@ struct signed_root {
 
 /* A tile's leaves since the last good checkpoint, as found. */
 struct segment {
-    uint64_t index; /* of the tile */
-    unsigned from;  /* its first leaf that is in the segment; before it, all is known */
+    uint64_t index;      /* of the tile */
+    unsigned from;       /* its first leaf that is in the segment; before it, all is known */
+    unsigned entry_from; /* and the first entry: they part where some were removed or inserted */
     unsigned width;
     unsigned entries;                                 /* leaves found */
     unsigned char entry[MERKLE_TILE + 1][MERKLE_LEN]; /* their hashes */
@@ -34,6 +35,7 @@ struct segment {
     unsigned tiles; /* hashes found in the tile */
     unsigned char tile[MERKLE_TILE][MERKLE_LEN];
     unsigned char best[MERKLE_TILE][MERKLE_LEN]; /* what most likely was */
+    bool told;                                   /* that its tile is damaged */
     bool clean;                                  /* entries and tile agree */
 };
 
@@ -329,12 +331,12 @@ find_hash(const unsigned char (*list)[MERKLE_LEN], unsigned from, unsigned n,
 
 /* The leaves found in s against those that were logged. */
 static void
-name_differences(struct verifier *v, const struct segment *s,
-                 const unsigned char (*truth)[MERKLE_LEN], unsigned upto)
+name_differences(struct verifier *v, struct segment *s, const unsigned char (*truth)[MERKLE_LEN],
+                 unsigned upto)
 {
     const unsigned char(*have)[MERKLE_LEN] = (const unsigned char(*)[MERKLE_LEN])s->entry;
     uint64_t base = s->index * MERKLE_TILE;
-    unsigned i = s->from, j = s->from;
+    unsigned i = s->entry_from, j = s->from;
     unsigned n = s->entries;
 
     while (j < upto) {
@@ -371,7 +373,11 @@ name_differences(struct verifier *v, const struct segment *s,
             tell(v, AUDIT_INSERTED, base + j, base + j, 0, NULL);
             i = later_have;
         } else if (find_hash(truth, 0, j, have[i]) < j && later_have >= n) {
-            tell(v, AUDIT_CHANGED, base + j, base + j, 0, "a copy of another one");
+            /* The other half of a swap, or only a copy. */
+            if (find_hash(have, 0, i, truth[j]) < i)
+                tell(v, AUDIT_MOVED, base + j, base + j, 0, NULL);
+            else
+                tell(v, AUDIT_CHANGED, base + j, base + j, 0, "a copy of another one");
             i++;
             j++;
         } else {
@@ -382,6 +388,7 @@ name_differences(struct verifier *v, const struct segment *s,
     }
     if (upto == s->width && i < n && n > s->width)
         tell(v, AUDIT_INSERTED, base + upto, base + upto, 0, NULL);
+    s->entry_from = i;
 }
 
 /* --- one tile --- */
@@ -430,9 +437,9 @@ load(struct verifier *v, struct segment *s, uint64_t index)
     memset(s->gone, 0, sizeof(s->gone));
     s->index = index;
     s->width = merkle_tile_width(0, index, v->size);
-    s->from = 0;
+    s->from = s->entry_from = 0;
     s->tiles = 0;
-    s->clean = false;
+    s->told = s->clean = false;
     r = v->source->bundle(v->source->ctx, index, s->width, &b);
     if (r != KMS_OK && r != KMS_ERR_NOT_FOUND)
         return r;
@@ -507,6 +514,8 @@ forget(struct verifier *v, uint64_t size)
             continue;
         if (s->index * MERKLE_TILE < size)
             s->from = (unsigned)(size - s->index * MERKLE_TILE);
+        if (s->clean)
+            s->entry_from = s->from;
         if (keep != k)
             v->segments[keep] = *s;
         keep++;
@@ -619,18 +628,19 @@ at_checkpoint(struct verifier *v, const struct signed_root *c)
     /* When nothing makes the root, what differs among the copies is told all the same, as the most
      * likely. */
     for (size_t k = 0; k < v->n_segments; k++) {
-        const struct segment *s = &v->segments[k];
+        struct segment *s = &v->segments[k];
         uint64_t base = s->index * MERKLE_TILE;
         unsigned upto = c->size - base < s->width ? (unsigned)(c->size - base) : s->width;
 
         if (s->clean)
             continue;
         name_differences(v, s, view_of(s, views[view]), upto);
-        if (s->tiles < s->width)
-            tell(v, AUDIT_TILE, s->index, s->index, 0, "is missing, or too short");
-        else if (memcmp(s->tile[s->from], view_of(s, views[view])[s->from],
-                        (size_t)(upto - s->from) * MERKLE_LEN) != 0)
-            tell(v, AUDIT_TILE, s->index, s->index, 0, "has a wrong hash");
+        if (s->told)
+            continue;
+        s->told = s->tiles < s->width || memcmp(s->tile[s->from], view_of(s, views[view])[s->from],
+                                                (size_t)(upto - s->from) * MERKLE_LEN) != 0;
+        if (s->told)
+            tell(v, AUDIT_TILE, s->index, s->index, 0, "has a wrong hash, or is missing");
     }
     v->good = v->tree = tree;
     forget(v, c->size);

@@ -144,10 +144,11 @@ remote_leaf(struct remote *m, uint64_t index, const char **leaf, json_int_t *ent
         index >= m->entries_first + json_array_size(leaves)) {
         json_decref(m->entries);
         m->entries = NULL;
-        m->entries_first = index;
-        r = remote_ask(m, "audit.entries",
-                       json_pack("{s:I, s:i}", "first", (json_int_t)index, "limit", ENTRIES_BATCH),
-                       &m->entries);
+        m->entries_first = index / MERKLE_TILE * MERKLE_TILE;
+        r = remote_ask(
+            m, "audit.entries",
+            json_pack("{s:I, s:i}", "first", (json_int_t)m->entries_first, "limit", ENTRIES_BATCH),
+            &m->entries);
         if (r != KMS_OK)
             return r;
         leaves = json_object_get(m->entries, "leaves");
@@ -191,17 +192,20 @@ remote_bundle(void *ctx, uint64_t index, unsigned width, struct audit_bundle *ou
 
     out->n = 0;
     out->broken = false;
-    /* One answer holds whole bundles, so what is borrowed stays. */
-    for (unsigned i = 0; i < width && r == KMS_OK; i++) {
+    /* An answer holds whole bundles, unless there are no more: what is borrowed stays. */
+    for (unsigned i = 0; i < width; i++) {
         const char *leaf;
 
+        if (i > 0 && index * MERKLE_TILE + i >=
+                         m->entries_first + json_array_size(json_object_get(m->entries, "leaves")))
+            break;
         r = remote_leaf(m, index * MERKLE_TILE + i, &leaf, NULL);
         if (r != KMS_OK)
             break;
         out->leaf[out->n] = leaf;
         out->len[out->n++] = leaf != NULL ? strlen(leaf) : 0;
     }
-    return r == KMS_ERR_NOT_FOUND && out->n > 0 ? KMS_OK : r;
+    return r;
 }
 
 static int
