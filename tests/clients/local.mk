@@ -5,11 +5,13 @@ EXTRA_DIST += \
 	tests/clients/channel.test.mjs \
 	tests/clients/http.test.mjs \
 	tests/clients/keys.test.mjs \
+	tests/clients/log.test.mjs \
 	tests/clients/lib/env.mjs \
 	tests/clients/lib/instance.mjs \
 	tests/clients/lib/kms.mjs \
 	tests/clients/lib/raw.mjs \
 	tests/clients/lib/reporter.mjs \
+	tests/clients/lib/tlog.mjs \
 	tests/clients/lib/tokens.mjs \
 	tests/clients/lib/webex.mjs \
 	tests/clients/package-lock.json \
