@@ -35,6 +35,7 @@ struct segment {
     unsigned tiles; /* hashes found in the tile */
     unsigned char tile[MERKLE_TILE][MERKLE_LEN];
     unsigned char best[MERKLE_TILE][MERKLE_LEN]; /* what most likely was */
+    bool ended;                                  /* its entries are all told of */
     bool told;                                   /* that its tile is damaged */
     bool clean;                                  /* entries and tile agree */
 };
@@ -354,11 +355,11 @@ name_differences(struct verifier *v, struct segment *s, const unsigned char (*tr
             continue;
         }
         if (i >= n) {
-            bool end = base + s->width == v->size || upto == s->width;
-
-            tell(v, end && base + upto == v->size ? AUDIT_CUT : AUDIT_REMOVED, base + j,
-                 base + upto - 1, 0, NULL);
-            break;
+            /* The rest of the bundle at once, whatever checkpoints lie in it. */
+            tell(v, base + s->width == v->size ? AUDIT_CUT : AUDIT_REMOVED, base + j,
+                 base + s->width - 1, 0, NULL);
+            s->ended = true;
+            return;
         }
         later_truth = find_hash(truth, j + 1, s->width, have[i]);
         later_have = find_hash(have, i + 1, n, truth[j]);
@@ -439,7 +440,7 @@ load(struct verifier *v, struct segment *s, uint64_t index)
     s->width = merkle_tile_width(0, index, v->size);
     s->from = s->entry_from = 0;
     s->tiles = 0;
-    s->told = s->clean = false;
+    s->told = s->clean = s->ended = false;
     r = v->source->bundle(v->source->ctx, index, s->width, &b);
     if (r != KMS_OK && r != KMS_ERR_NOT_FOUND)
         return r;
@@ -634,7 +635,8 @@ at_checkpoint(struct verifier *v, const struct signed_root *c)
 
         if (s->clean)
             continue;
-        name_differences(v, s, view_of(s, views[view]), upto);
+        if (!s->ended)
+            name_differences(v, s, view_of(s, views[view]), upto);
         if (s->told)
             continue;
         s->told = s->tiles < s->width || memcmp(s->tile[s->from], view_of(s, views[view])[s->from],
