@@ -2,6 +2,7 @@
 KEEPER_SOURCES = \
 	kms/admin.c kms/admin.h kms/admin_call.h \
 	kms/audit.c kms/audit.h kms/audit_admin.c \
+	kms/syslog.c kms/syslog.h \
 	kms/config.c kms/config.h \
 	kms/keeper.c kms/keeper.h \
 	kms/metrics.c kms/metrics.h \

@@ -22,6 +22,7 @@
 #include "kms/config.h"
 #include "kms/db.h"
 #include "kms/keeper.h"
+#include "kms/syslog.h"
 #include "proto/buf.h"
 #include "proto/err.h"
 #include "proto/merkle.h"
@@ -66,6 +67,13 @@ static const struct db_statement statements[AS_N] = {
     /* op, organisation's name or NULL, subject, actor */
     [AS_PERSON_ERASE] = {"person_erase",
                          "SELECT verdict, result FROM kms.person_erase($1, $2, $3, $4)", 4},
+    /* limit */
+    [AS_STREAM_NEXT] = {"log_stream_next",
+                        "SELECT xact, entry, at_us, verdict, action, leaf"
+                        "  FROM kms.log_stream_next($1)",
+                        1},
+    /* xact, entry */
+    [AS_STREAM_DONE] = {"log_stream_done", "SELECT kms.log_stream_done($1, $2)", 2},
 };
 
 /* The last signed tree of a log, as this process knows it to be. */
@@ -106,14 +114,16 @@ struct audit {
     struct event *timer;
     void *known; /* of tsearch */
     bool busy, more, leads, stopped;
+    bool streamed; /* what an earlier process left was looked for */
     int rounds;
     struct due *due; /* owned */
     size_t n, at;
     struct job job;
     /* Since this process started. */
     uint64_t sequenced, checkpoints, failures;
-    int64_t last;    /* seconds since 1970; 0: never */
-    char alarm[160]; /* "": none */
+    int64_t last;          /* seconds since 1970; 0: never */
+    struct syslog *syslog; /* NULL: off */
+    char alarm[160];       /* "": none */
 };
 
 static void due_step(struct audit *a);
@@ -246,6 +256,7 @@ job_added(void *ctx, int err, const PGresult *res, const char *sqlstate)
                                         : "leaves are missing");
         return;
     }
+    syslog_checkpoint(a->syslog, buf_str(&j->text));
     j->known->tree = j->tree;
     memcpy(j->known->root, j->checkpoint.root, MERKLE_LEN);
     uuid_format(org, &j->known->org);
@@ -545,6 +556,9 @@ sequenced(void *ctx, int err, const PGresult *res, const char *sqlstate)
         return;
     }
     a->sequenced += (uint64_t)n;
+    if (n > 0 || !a->streamed)
+        syslog_push(a->syslog);
+    a->streamed = true;
     a->more = n == SEQUENCE_MAX;
     if (a->more && ++a->rounds < ROUNDS_MAX) {
         sequence(a);
@@ -605,6 +619,8 @@ audit_status(const struct audit *a)
     json_object_set_new(o, "checkpoints", json_integer((json_int_t)a->checkpoints));
     json_object_set_new(o, "failures", json_integer((json_int_t)a->failures));
     json_object_set_new(o, "last", a->last != 0 ? json_integer(a->last * 1000) : json_null());
+    if (a->syslog != NULL)
+        json_object_set_new(o, "syslog", syslog_status(a->syslog));
     if (a->alarm[0] != '\0')
         json_object_set_new(o, "alarm", json_string(a->alarm));
     return o;
@@ -629,6 +645,7 @@ audit_new(struct keeper *k)
         audit_free(a);
         return NULL;
     }
+    a->syslog = syslog_new(k);
     arm(a, TICK_MS);
     return a;
 }
@@ -654,6 +671,7 @@ audit_free(struct audit *a)
         event_free(a->timer);
     due_free(a);
     job_release(&a->job);
+    syslog_free(a->syslog);
     tdestroy(a->known, free);
     free(a);
 }

@@ -38,6 +38,8 @@ enum audit_statement {
     AS_STRAYS,
     AS_COSIGN,
     AS_PERSON_ERASE,
+    AS_STREAM_NEXT,
+    AS_STREAM_DONE,
     AS_N
 };
 

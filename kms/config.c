@@ -75,6 +75,16 @@ static const struct conf_setting settings[] = {
 
     FILE_("audit", "witnesses", audit_witnesses, "",
         "a file with the verifier keys of witnesses whose cosignatures are kept, one a line; empty: none"),
+    TEXT("audit", "syslog", audit_syslog, "",
+        "address:port of a syslog collector (RFC 5424 over TLS, RFC 5425) that gets every entry; empty: none"),
+    TEXT("audit", "syslog_name", audit_syslog_name, "",
+        "the DNS name that its certificate must carry"),
+    FILE_("audit", "syslog_ca", audit_syslog_ca, "",
+        "PEM of the CA behind its certificate; empty: the system's"),
+    FILE_("audit", "syslog_certificate", audit_syslog_certificate, "",
+        "PEM chain that this server shows to it; empty: none"),
+    FILE_("audit", "syslog_key", audit_syslog_key, "",
+        "its private key, PEM"),
 
     TEXT("metrics", "listen", metrics_listen, "127.0.0.1:9464",
         "address:port of /livez, /readyz and /metrics, plain HTTP; empty: off"),
@@ -628,7 +638,16 @@ static void
 check_numbers(struct check *k)
 {
     const struct config *c = k->c;
+    struct sockaddr_storage address;
+    socklen_t address_len;
 
+    if (given(c->audit_syslog) && config_address(c->audit_syslog, &address, &address_len) != KMS_OK)
+        wrong(k, "audit", "syslog",
+              "\"%s\" is no address; write 192.0.2.1:6514 or [2001:db8::1]:6514", c->audit_syslog);
+    if (given(c->audit_syslog) && !given(c->audit_syslog_name))
+        wrong(k, "audit", "syslog_name", "is needed: the name in the collector's certificate");
+    if (given(c->audit_syslog_certificate) != given(c->audit_syslog_key))
+        wrong(k, "audit", "syslog_key", "goes with syslog_certificate; write both or none");
     if (c->ttl_min > c->ttl_max)
         wrong(k, "lifetimes", "ttl_min", "is more than ttl_max (%lld s); write less", c->ttl_max);
     if (c->connections_source > c->connections)

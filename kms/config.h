@@ -37,6 +37,8 @@ struct config {
     char *operators;   /* user names, uids, @groups that may manage */
     /* [audit] */
     char *audit_witnesses; /* a file of verifier keys, one a line */
+    char *audit_syslog;    /* address:port of a collector; "" none */
+    char *audit_syslog_name, *audit_syslog_ca, *audit_syslog_certificate, *audit_syslog_key;
     /* [metrics] */
     char *metrics_listen; /* address:port; "" off */
     /* [database] */

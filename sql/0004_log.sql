@@ -430,6 +430,17 @@ COMMENT ON COLUMN log_cursor.xact IS 'Of the last one';
 COMMENT ON COLUMN log_cursor.entry_id IS 'Of the last one';
 INSERT INTO log_cursor VALUES ('00000000-0000-0000-0000-000000000000', -1, 0);
 
+CREATE TABLE log_stream (
+    org_id uuid PRIMARY KEY,
+    xact bigint NOT NULL,
+    entry_id bigint NOT NULL
+);
+COMMENT ON TABLE log_stream IS 'One row: up to where the syslog collector has got the entries, by (xact, entry_id)';
+COMMENT ON COLUMN log_stream.org_id IS 'Nil';
+COMMENT ON COLUMN log_stream.xact IS 'Of the last one';
+COMMENT ON COLUMN log_stream.entry_id IS 'Of the last one';
+INSERT INTO log_stream VALUES ('00000000-0000-0000-0000-000000000000', -1, 0);
+
 CREATE TABLE logs (
     org_id uuid PRIMARY KEY,
     size bigint NOT NULL CHECK (size >= signed_size),
@@ -754,6 +765,32 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION log_strays IS 'Entries that should have a place and have none: put in behind the server''s back';
 
+CREATE FUNCTION log_stream_next(lim integer)
+RETURNS TABLE (xact bigint, entry bigint, at_us bigint, verdict integer, action text, leaf text)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp SET enable_seqscan = off AS $$
+#variable_conflict use_column
+DECLARE
+    v_from log_stream;
+    v_to log_cursor;
+BEGIN
+    SELECT * INTO STRICT v_from FROM log_stream;
+    SELECT * INTO STRICT v_to FROM log_cursor;
+    RETURN QUERY
+        SELECT e.xact, e.entry_id, (date_part('epoch', e.at) * 1000000)::bigint, e.verdict, e.action, entry_leaf(e)
+          FROM entries e
+         WHERE (e.xact, e.entry_id) > (v_from.xact, v_from.entry_id) AND (e.xact, e.entry_id) <= (v_to.xact, v_to.entry_id)
+         ORDER BY e.xact, e.entry_id LIMIT lim;
+END $$;
+COMMENT ON FUNCTION log_stream_next IS 'Entries that have their place and that the collector has not got';
+
+CREATE FUNCTION log_stream_done(xact bigint, entry bigint) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp AS $$
+BEGIN
+    UPDATE log_stream s SET xact = log_stream_done.xact, entry_id = log_stream_done.entry
+     WHERE (s.xact, s.entry_id) < (log_stream_done.xact, log_stream_done.entry);
+END $$;
+COMMENT ON FUNCTION log_stream_done IS 'The collector has got all up to here';
+
 CREATE FUNCTION log_cosign(op uuid, org uuid, size bigint, witness text, at_ms bigint, note text, actor text)
 RETURNS TABLE (verdict integer, result jsonb)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp AS $$
@@ -843,4 +880,4 @@ BEGIN
 END $$;
 
 GRANT EXECUTE ON FUNCTION log_sequence, log_due, log_hashes, log_checkpoint_add, log_show, log_notes, log_nodes_get, log_entries,
-    log_find, log_strays, log_cosign, person_erase TO kms_keeper;
+    log_find, log_strays, log_stream_next, log_stream_done, log_cosign, person_erase TO kms_keeper;

@@ -21,6 +21,7 @@ work=$(mktemp -d /tmp/kms-log-test.XXXXXX)
 chmod 711 "$work"
 passed=0 failed=0
 finish() {
+    [ -z "${receiver:-}" ] || kill "$receiver" 2>/dev/null
     "$top/kms/quickstart.sh" --stop --dir "$work/server" >/dev/null 2>&1
     if [ -s "$work/server/places" ]; then
         # shellcheck disable=SC1091
@@ -164,7 +165,53 @@ check "and is whole" 0 "$ctl" audit check "$org"
 "$ctl" audit export "$work/log" "$org" >/dev/null
 check "its export too" 0 "$ctl" audit verify "$work/log" --key "$work/vkey"
 
+# --- syslog ---
+
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj "/CN=collector.example" \
+    -addext "subjectAltName=DNS:collector.example" -keyout "$work/collector.key" -out "$work/collector.pem" 2>/dev/null
+chmod 644 "$work/collector.pem"
+port=$((20000 + RANDOM % 20000))
+receiver=
+receive() {
+    node "$here/receiver.mjs" $port "$work/collector.pem" "$work/collector.key" "$work/syslog" >"$work/receiver.out" 2>&1 &
+    receiver=$!
+    wait_until 10 grep -q ready "$work/receiver.out"
+}
+sed -i "s|^witnesses = .*|&\nsyslog = 127.0.0.1:$port\nsyslog_name = collector.example\nsyslog_ca = $work/collector.pem|" "$work/server/kms.conf"
+check "the configuration is right" 0 "$ctl" config check "$work/server/kms.conf"
+"$ctl" reload >/dev/null
+sleep 1
+kill -9 "$(pgrep -P "$(cat "$KMSD_PID_FILE")" -x kmsd-keeper)" # a new keeper takes it
+wait_until 30 "$ctl" status --json
+flood 100
+sleep 2
+is "without a collector nothing is sent" "$("$ctl" status --json | jq -c .audit.syslog.connected)" false
+receive
+# What was sent, by (organisation, entry), against what there is.
+got() { sed -n 's/^<1[01][08]>1 [-0-9]*T[0-9:.]*Z [^ ]* kmsd - [^ ]* - //p' "$work/syslog" | jq -r 'select(.entry) | "\(.org) \(.entry)"' | sort -u; }
+want() { sql -c "SELECT org_id || ' ' || entry_id FROM kms.entries" | sort -u; }
+complete() { [ "$(want | sha256sum)" = "$(got | sha256sum)" ]; }
+if wait_until 60 complete; then ok; else bad "the collector has $(got | wc -l) of $(want | wc -l) entries"; fi
+kill $receiver
+for n in 60 300 20; do
+    flood $n
+    sleep 0.7
+done
+receive
+sleep 1
+kill -9 "$(pgrep -P "$(cat "$KMSD_PID_FILE")" -x kmsd-keeper)"
+flood 10
+if wait_until 90 complete; then ok; else bad "after breaks the collector has $(got | wc -l) of $(want | wc -l) entries"; fi
+lacks "every message is well formed" "$(cat "$work/syslog")" '^BROKEN|^[^<]'
+has "leaves are sent as they are" "$(grep -c -F -x -f <(sql -c "SELECT kms.entry_leaf(e) FROM kms.entries e ORDER BY entry_id DESC LIMIT 50") <(sed 's/^<[0-9]*>1 .* kmsd - [^ ]* - //' "$work/syslog" | sort -u))" '^50$'
+flood 1
+checkpointed() { grep -q ' kmsd - checkpoint - {"checkpoint":' "$work/syslog"; }
+if wait_until 30 checkpointed; then ok; else bad "checkpoints are sent too"; fi
+kill $receiver
+
 # --- a quiet log is signed again within a minute ---
+
+wait_until 30 settled
 
 time_of() { log | jq -r .note | sed -n 's/^time //p'; }
 before=$(time_of)
