@@ -24,4 +24,4 @@ dist_man_MANS += kms/kmsd.8 kms/kmsctl.8 kms/kms.conf.5
 dist_doc_DATA += kms/kms.conf.sample kms/kmsd.service kms/hsmd.service
 bashcompletiondir = $(datadir)/bash-completion/completions
 dist_bashcompletion_DATA = kms/kmsctl.bash
-EXTRA_DIST += kms/README.md kms/quickstart.sh
+EXTRA_DIST += kms/README.md kms/LOG.md kms/quickstart.sh

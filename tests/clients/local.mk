@@ -1,3 +1,5 @@
+# The tests of the log.
+EXTRA_DIST += tests/log/run.sh tests/log/tamper.mjs tests/log/witness.mjs tests/log/receiver.mjs
 # The tests by other people's clients, as the archive has them.
 EXTRA_DIST += \
 	tests/clients/README.md \
