@@ -42,6 +42,7 @@ struct remote {
     struct note_key key;
     struct checkpoint checkpoint;
     int status; /* exit status of a call that failed, when an answer was KMS_ERR_UNAVAILABLE */
+    bool one;   /* nothing is read ahead: one proof is wanted */
     /* What was read ahead. */
     json_t *entries; /* owned: the last answer of audit.entries */
     uint64_t entries_first;
@@ -144,11 +145,11 @@ remote_leaf(struct remote *m, uint64_t index, const char **leaf, json_int_t *ent
         index >= m->entries_first + json_array_size(leaves)) {
         json_decref(m->entries);
         m->entries = NULL;
-        m->entries_first = index / MERKLE_TILE * MERKLE_TILE;
-        r = remote_ask(
-            m, "audit.entries",
-            json_pack("{s:I, s:i}", "first", (json_int_t)m->entries_first, "limit", ENTRIES_BATCH),
-            &m->entries);
+        m->entries_first = m->one ? index : index / MERKLE_TILE * MERKLE_TILE;
+        r = remote_ask(m, "audit.entries",
+                       json_pack("{s:I, s:i}", "first", (json_int_t)m->entries_first, "limit",
+                                 m->one ? 1 : ENTRIES_BATCH),
+                       &m->entries);
         if (r != KMS_OK)
             return r;
         leaves = json_object_get(m->entries, "leaves");
@@ -225,7 +226,7 @@ remote_tile(void *ctx, unsigned level, uint64_t index, unsigned width,
         from = &m->hashes;
         if (first < m->hashes_first || first + width > m->hashes_first + from->len / MERKLE_LEN) {
             m->hashes_first = first;
-            r = remote_hashes(m, 0, first, HASHES_BATCH, from);
+            r = remote_hashes(m, 0, first, m->one ? width : HASHES_BATCH, from);
         }
         have = first - m->hashes_first;
     }
@@ -397,6 +398,7 @@ run_audit_show(struct ctl *ctl, int argc, char **argv)
         return EXIT_USAGE;
     if ((status = remote_open(&m, ctl, argc > 1 ? argv[1] : NULL)) != 0)
         return status;
+    m.one = true;
     if ((r = find_entry(&m, entry, &index, &leaf)) != KMS_OK) {
         status = remote_failed(&m, r);
         goto out;
@@ -450,6 +452,7 @@ run_audit_prove(struct ctl *ctl, int argc, char **argv)
         return EXIT_USAGE;
     if ((status = remote_open(&m, ctl, argc > 1 ? argv[1] : NULL)) != 0)
         return status;
+    m.one = true;
     if ((r = find_entry(&m, entry, &index, &leaf)) != KMS_OK) {
         status = remote_failed(&m, r);
         goto out;

@@ -157,6 +157,18 @@ printf '%-34s %10s /s, the HSM alone %s /s\n' "channels, 8 connections" "${chann
 figure channel.of_hsm "$(ratio "$channels" "$hsm")" 0.7
 sed -n 's/^hsm.unwrap_ratio /hsm.unwrap_ratio /p' "$work/hsm.txt"
 
+# The log.
+short_option=
+[ $short = 0 ] || short_option=--short
+if [ -n "$env_file" ]; then instance=$env_file; else instance=$work/kms/env; fi
+"$here/log.sh" --env "$instance" $short_option >"$work/log.txt" 2>>"$work/load.log"
+value() { sed -n "s/^$1 //p" "$work/log.txt"; }
+printf '%-34s %10s /s (made up)\n' "log, signing a backlog" "$(value log.catching_up_per_second)"
+figure log.sequencing_percent "$(value log.sequencing_percent)" 10 less
+figure log.proof_ms "$(value log.proof_ms)" 50 less
+figure log.proof_hashes "$(value log.proof_hashes)" "$(value log.proof_hashes_wanted)" less
+figure log.verify_per_second "$(value log.verify_per_second)" 200000
+
 # Memory: fresh workers, then idle TLS connections, spread over them as they come.
 kill -HUP "$(cat "$KMSD_PID_FILE")"
 workers() { pgrep -P "$(cat "$KMSD_PID_FILE")" -x kmsd-worker; }
