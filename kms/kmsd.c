@@ -58,7 +58,7 @@ struct parent {
     const char *path;
     struct shared *sh;
     int listen_fd, admin_fd, metrics_fd; /* metrics_fd -1: off */
-    bool admin_ours;                     /* made by us, not inherited: ours to remove */
+    bool listen_ours, admin_ours;        /* made by us, not inherited: ours to end and to remove */
     unsigned workers;
     struct child child[WORKERS_MAX + 1]; /* the last one is the keeper */
     bool ending;
@@ -177,7 +177,8 @@ open_sockets(struct parent *p)
 {
     const struct config *c = p->cfg;
 
-    if ((p->listen_fd = inherited("https")) < 0 && (p->listen_fd = listen_tcp(c->listen)) < 0) {
+    p->listen_ours = (p->listen_fd = inherited("https")) < 0;
+    if (p->listen_ours && (p->listen_fd = listen_tcp(c->listen)) < 0) {
         log_error("cannot listen for clients", "listen", c->listen, "why", strerror(errno), NULL);
         return KMS_ERR_SYSTEM;
     }
@@ -401,6 +402,18 @@ reap(struct parent *p)
         child_ended(p, pid, status);
 }
 
+/*
+ * From now on who connects is refused at once, so that a load balancer goes elsewhere; otherwise he
+ * would wait in the backlog of a socket that nobody accepts from.  A service manager's socket is
+ * left alone: it keeps the backlog for the next kmsd.
+ */
+static void
+stop_listening(struct parent *p)
+{
+    if (p->listen_ours)
+        shutdown(p->listen_fd, SHUT_RDWR);
+}
+
 /* SIGTERM: workers first, so that the keeper can tell how they fare; then the keeper; then us. */
 static void
 end_all(struct parent *p, const sigset_t *set)
@@ -415,6 +428,7 @@ end_all(struct parent *p, const sigset_t *set)
     p->ending = true;
     atomic_store(&p->sh->draining, 1);
     signal_workers(p, SIGTERM);
+    stop_listening(p);
     while (running(p) > 0) {
         sigtimedwait(set, NULL, &tick);
         reap(p);
@@ -466,6 +480,7 @@ watch(struct parent *p)
             log_info("no new connections are accepted from now on", NULL);
             atomic_store(&p->sh->draining, 1);
             signal_workers(p, SIGUSR1);
+            stop_listening(p);
             break;
         default:
             break;

@@ -735,16 +735,18 @@ introspect(struct tokens *t, const unsigned char digest[SHA256_LEN], const char 
 static bool
 is_bearer(const char *s, size_t len, bool *jws)
 {
-    static const char alphabet[] =
-        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     size_t dots = 0, others = 0, i;
 
     for (i = 0; i < len && s[i] != '='; i++) {
-        if (s[i] == '.')
+        char c = s[i], letter = (char)(c | 0x20);
+
+        if ((letter >= 'a' && letter <= 'z') || (c >= '0' && c <= '9') || c == '-' || c == '_')
+            continue;
+        if (c == '.')
             dots++;
-        else if (strchr("~+/", s[i]) != NULL)
+        else if (c == '~' || c == '+' || c == '/')
             others++;
-        else if (strchr(alphabet, s[i]) == NULL)
+        else
             return false;
     }
     *jws = dots == 2 && others == 0 && i == len;

@@ -1,9 +1,9 @@
 /*
  * buf.h - a growable byte buffer that wipes what it frees.
  *
- * Every buffer may come to hold a secret (a plaintext, a token), so none is ever realloc'd: growing copies to
- * new memory and wipes the old.  The bytes are always followed by one NUL that len does not count, so that text
- * may be printed as a C string.
+ * Every buffer may come to hold a secret (a plaintext, a token), so none is ever realloc'd: growing
+ * copies to new memory and wipes the old.  The bytes are always followed by one NUL that len does
+ * not count, so that text may be printed as a C string.
  */
 #ifndef PROTO_BUF_H
 #define PROTO_BUF_H
@@ -18,7 +18,10 @@ struct buf {
     size_t cap;
 };
 
-#define BUF_INIT { NULL, 0, 0 }
+#define BUF_INIT                                                                                   \
+    {                                                                                              \
+        NULL, 0, 0                                                                                 \
+    }
 
 void buf_init(struct buf *b);
 /* Wipes and frees the bytes; the buffer is empty again and can be used.  NULL is fine. */

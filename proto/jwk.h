@@ -1,11 +1,11 @@
 /*
- * jwk.h - JSON Web Keys (RFC 7517, 7518 section 6) of the kinds we speak: RSA, EC P-256, oct of 32 bytes,
- * OKP Ed25519 (RFC 8037; for tokens only).
+ * jwk.h - JSON Web Keys (RFC 7517, 7518 section 6) of the kinds we speak: RSA, EC P-256, oct of 32
+ * bytes, OKP Ed25519 (RFC 8037; for tokens only).
  *
- * Reading is strict: every number is base64url without padding and without surplus octets; a point is built from
- * two 32-byte coordinates and checked to lie on the curve; an RSA modulus has 2048 to 4096 bits and an odd exponent
- * of at least 65537, and none of the marks of CVE-2017-15361 (ROCA).  Private members are refused when a public
- * key is expected.
+ * Reading is strict: every number is base64url without padding and without surplus octets; a point
+ * is built from two 32-byte coordinates and checked to lie on the curve; an RSA modulus has 2048 to
+ * 4096 bits and an odd exponent of at least 65537, and none of the marks of CVE-2017-15361 (ROCA).
+ * Private members are refused when a public key is expected.
  */
 #ifndef PROTO_JWK_H
 #define PROTO_JWK_H
@@ -17,22 +17,26 @@
 
 #define JWK_THUMBPRINT_LEN 32
 
-/* Public keys.  *out: owned by the caller, EVP_PKEY_free; NULL on failure.  KMS_ERR_MEMBER, _ALGORITHM, _KEY, _SYNTAX, _NOMEM. */
-int jwk_get_public(EVP_PKEY **out, const json_t *jwk);         /* RSA, EC P-256 or Ed25519 */
-int jwk_get_p256(EVP_PKEY **out, const json_t *jwk);           /* EC P-256 and nothing else */
+/* Public keys.  *out: owned by the caller, EVP_PKEY_free; NULL on failure.  KMS_ERR_MEMBER,
+ * _ALGORITHM, _KEY, _SYNTAX, _NOMEM. */
+int jwk_get_public(EVP_PKEY **out, const json_t *jwk); /* RSA, EC P-256 or Ed25519 */
+int jwk_get_p256(EVP_PKEY **out, const json_t *jwk);   /* EC P-256 and nothing else */
 /* An oct key of exactly 32 bytes; *out is the caller's. */
 int jwk_get_oct(struct secret **out, const json_t *jwk);
 
-/* A new object with kty and the public members (n,e / crv,x,y / crv,x) and nothing else; NULL: no memory or key type. */
+/* A new object with kty and the public members (n,e / crv,x,y / crv,x) and nothing else; NULL: no
+ * memory or key type. */
 json_t *jwk_from_public(EVP_PKEY *key);
-/* The same of an RSA key by its big-endian modulus and exponent (leading zero octets are dropped). */
+/* The same of an RSA key by its big-endian modulus and exponent (leading zero octets are dropped).
+ */
 json_t *jwk_from_rsa(const unsigned char *n, size_t n_len, const unsigned char *e, size_t e_len);
 /* {kid, kty:"oct", k}; kid may be NULL. */
 json_t *jwk_from_oct(const char *kid, const unsigned char key[SECRET_LEN]);
 
 /*
- * SHA-256 thumbprint (RFC 7638) of an RSA, EC P-256 or Ed25519 key, whose members are read as strictly as above; whether
- * they make a good key is for jwk_get_public to say.  Private members do not matter.
+ * SHA-256 thumbprint (RFC 7638) of an RSA, EC P-256 or Ed25519 key, whose members are read as
+ * strictly as above; whether they make a good key is for jwk_get_public to say.  Private members do
+ * not matter.
  */
 int jwk_thumbprint(unsigned char out[JWK_THUMBPRINT_LEN], const json_t *jwk);
 

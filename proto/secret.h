@@ -1,9 +1,9 @@
 /*
  * secret.h - 32-byte keys in locked memory.
  *
- * The only home a bare key has in kmsd and in the tools.  The memory comes from OpenSSL's secure heap (mlock'd,
- * not in core dumps); secret_heap_init must have been called.  When the heap is full, secret_new says so: there
- * is no fallback to ordinary memory.
+ * The only home a bare key has in kmsd and in the tools.  The memory comes from OpenSSL's secure
+ * heap (mlock'd, not in core dumps); secret_heap_init must have been called.  When the heap is
+ * full, secret_new says so: there is no fallback to ordinary memory.
  */
 #ifndef PROTO_SECRET_H
 #define PROTO_SECRET_H
@@ -18,8 +18,8 @@ struct secret {
 
 /*
  * Once per process, before the first secret.  bytes: a power of two, 32 bytes a secret and some.
- * KMS_OK; KMS_ERR_LIMIT: the heap works but could not be locked (RLIMIT_MEMLOCK), the caller decides whether
- * that is fit to go on; KMS_ERR_NOMEM: no heap.
+ * KMS_OK; KMS_ERR_LIMIT: the heap works but could not be locked (RLIMIT_MEMLOCK), the caller
+ * decides whether that is fit to go on; KMS_ERR_NOMEM: no heap.
  */
 int secret_heap_init(size_t bytes);
 

@@ -1,5 +1,5 @@
 # Tests and what they are made of; tests/run.sh runs everything.
-EXTRA_DIST += tests/run.sh
+EXTRA_DIST += tests/README.md tests/run.sh
 include tests/unit/admin.mk
 include tests/unit/client.mk
 include tests/unit/hsm.mk

@@ -27,7 +27,7 @@ esac
 packages=(gcc make autoconf automake pkg-config libssl-dev libjansson-dev libevent-dev libpq-dev
     libcurl4-openssl-dev libinih-dev libp11-kit-dev libseccomp-dev libsystemd-dev
     postgresql-15 softhsm2 openssl curl ca-certificates
-    clang clang-format libclang-rt-14-dev libcriterion-dev libcjose-dev postgresql-15-pgtap
+    git clang clang-format libclang-rt-14-dev libcriterion-dev libcjose-dev postgresql-15-pgtap
     libtap-parser-sourcehandler-pgtap-perl opensc valgrind jq xz-utils procps util-linux)
 missing=()
 for p in "${packages[@]}"; do

@@ -448,7 +448,8 @@ main(int argc, char **argv)
     options(argc, argv);
     signal(SIGPIPE, SIG_IGN);
     kms_json_init();
-    secret_heap_init(4u << 20); /* OpenSSL keeps its ephemeral keys there as well, one a connection */
+    secret_heap_init(
+        4u << 20); /* OpenSSL keeps its ephemeral keys there as well, one a connection */
     board = mmap(NULL, sizeof(*board), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (board == MAP_FAILED)
         return 1;

@@ -152,7 +152,9 @@ figure create_10.of_pgbench "$(ratio "$create_10" "$pg_create")" 0.35
 
 # Channels: against what the same token gives to hsmd's client and nobody else.
 channels=$(load --mode channel --connections 8 --messages 1)
-hsm=$(cd "$build" && tests/bench/bench_hsm 2>>"$work/load.log" | tee "$work/hsm.txt" | sed -n 's/^hsm.rsa_pairs_per_second //p')
+hsm_alone() { (cd "$build" && tests/bench/bench_hsm 2>>"$work/load.log") | tee "$work/hsm.txt" | sed -n 's/^hsm.rsa_pairs_per_second //p'; }
+hsm=$(hsm_alone)
+[ -n "$hsm" ] || hsm=$(hsm_alone) # its own deadlines may pass on a machine that is busy with other things
 printf '%-34s %10s /s, the HSM alone %s /s\n' "channels, 8 connections" "${channels:-?}" "${hsm:-?}"
 figure channel.of_hsm "$(ratio "$channels" "$hsm")" 0.7
 sed -n 's/^hsm.unwrap_ratio /hsm.unwrap_ratio /p' "$work/hsm.txt"

@@ -50,6 +50,15 @@ test('a key that does not exist is 404001, malformed ids are refused', async () 
         refused(await a.retrieve(`/keys/${id}`), 404001, 400002);
 });
 
+test('a key that may not be seen and one that does not exist differ in the code alone', async () => {
+    const [uri] = (await a.resource()).keyUris;
+    const strip = ({status, errorCode, requestId, ...rest}) => rest;
+    const hidden = await b.retrieve(uri), unknown = await b.retrieve(`/keys/${randomId()}`);
+    refused(hidden, 403001);
+    refused(unknown, 404001);
+    assert.deepEqual(strip(hidden), strip(unknown));
+});
+
 test("a resource's id is no key's, also for who is authorised on it", async () => {
     const id = (await a.resource()).uri.split('/').pop();
     refused(await a.retrieve(`/keys/${id}`), 404001);

@@ -545,6 +545,7 @@ drained() {
     sleep 1.5
     claim "kmsctl drain: no request is lost" is "$(count '$1 == "X"')" -eq 0
     claim "kmsctl drain: /readyz says so" eval '! is_ready'
+    claim "kmsctl drain: who connects is refused at once" eval '! timeout 2 bash -c "exec 3<>/dev/tcp/127.0.0.1/${KMS_URL##*:}" 2>/dev/null'
     claim "kmsctl drain: no new client is served" eval '! timeout 2 "$KMS_CLIENT" ping --no-state --token-file "$work/probe.token" >/dev/null 2>&1'
     # Its workers wait for a server that takes nobody.
     # shellcheck disable=SC2046
