@@ -63,10 +63,10 @@ SELECT ok(pg_temp.changes(column_name), 'a leaf has ' || column_name) FROM infor
 SELECT ok(octet_length(kms.entry_leaf(ROW(o.*)::kms.entries)) < 65536, 'a leaf fits its bundle, whatever it speaks of')
   FROM (SELECT e.org_id, e.entry_id, e.at, e.op_id, 0, repeat('a', 64), 'user', repeat(E'\u0001', 256), NULL::text, NULL::text, e.channel_id, e.resource_id,
                (SELECT array_agg(gen_random_uuid()) FROM generate_series(1, 512)), (SELECT array_agg(gen_random_uuid()) FROM generate_series(1, 8)),
-               repeat(E'\u0001', 256), jsonb_build_object('x', repeat('x', 32000)), e.person, e.person, e.client, 0::bigint FROM pg_temp.entry() e) o;
+               repeat(E'\u0001', 256), jsonb_build_object('x', repeat('x', 32000)), e.person, e.person, e.client, 0::bigint, 'transcoding'::text, e.op_id FROM pg_temp.entry() e) o;
 SELECT matches(kms.entry_leaf(ROW(o.*)::kms.entries), '"keys":\{"count":513,"sha256":"[0-9a-f]{64}"\}', 'many keys are a hash')
   FROM (SELECT e.org_id, e.entry_id, e.at, e.op_id, 0, 'a', 'user', NULL::text, NULL::text, NULL::text, e.channel_id, e.resource_id,
-               (SELECT array_agg(gen_random_uuid()) FROM generate_series(1, 513)), NULL::uuid[], NULL::text, NULL::jsonb, e.person, e.person, e.client, 0::bigint FROM pg_temp.entry() e) o;
+               (SELECT array_agg(gen_random_uuid()) FROM generate_series(1, 513)), NULL::uuid[], NULL::text, NULL::jsonb, e.person, e.person, e.client, 0::bigint, NULL::text, NULL::uuid FROM pg_temp.entry() e) o;
 
 -- Places: what a transaction under way has written waits for its end, as this one's entries do.
 SELECT is(pg_temp.sequence(), 0, 'what is not committed has no place');
