@@ -17,6 +17,7 @@
 #include <sys/queue.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "hsm/frame.h"
@@ -38,6 +39,7 @@ struct item {
         hsm_key_cb *key;
         hsm_bytes_cb *bytes;
         hsm_wrapping_key_cb *wrapping_key;
+        hsm_list_cb *list;
     } cb;
     void *ctx;
     uint64_t id;
@@ -64,8 +66,9 @@ struct hsm {
     int deadline_ms;
     struct wire *wire; /* NULL: not connected */
     bool greeted, ready;
-    bool grace; /* away since a moment only: items are held */
-    bool told;  /* the log knows that hsmd is away */
+    bool lifecycle; /* hsmd knows the types from FRAME_KEY_NEW on */
+    bool grace;     /* away since a moment only: items are held */
+    bool told;      /* the log knows that hsmd is away */
     struct hsm_info info;
     struct event *retry, *greeting, *grace_timer, *flush;
     int retry_ms;
@@ -123,7 +126,8 @@ batch_free(struct batch *b)
 static bool
 is_key_type(enum frame_type type)
 {
-    return type == FRAME_GENERATE || type == FRAME_WRAP || type == FRAME_UNWRAP;
+    return type == FRAME_GENERATE || type == FRAME_WRAP || type == FRAME_UNWRAP ||
+           type == FRAME_RESEAL;
 }
 
 static void
@@ -133,15 +137,18 @@ item_done(const struct batch *b, const struct item *it, const struct frame_answe
 
     if (is_key_type(b->type))
         it->cb.key(it->ctx, it->id, it->index, a->err,
-                   ok && b->type != FRAME_WRAP ? a->u.key.key : NULL,
+                   ok && b->type != FRAME_WRAP && b->type != FRAME_RESEAL ? a->u.key.key : NULL,
                    ok && b->type != FRAME_UNWRAP ? a->u.key.blob : NULL);
-    else if (b->type == FRAME_WRAPPING_KEY)
+    else if (b->type == FRAME_WRAPPING_KEY || b->type == FRAME_WRAPPING_KEY_UNDER)
         it->cb.wrapping_key(it->ctx, it->id, a->err, ok ? a->u.wrapping_key.root : NULL,
                             ok ? a->u.wrapping_key.wrapped : NULL,
                             ok ? a->u.wrapping_key.kcv : NULL);
+    else if (b->type == FRAME_LIST)
+        it->cb.list(it->ctx, it->id, a->err, ok ? a->u.list.keys : NULL, ok ? a->u.list.n : 0,
+                    ok && a->u.list.more);
     else
-        it->cb.bytes(it->ctx, it->id, it->index, a->err, ok ? a->u.bytes.b : NULL,
-                     ok ? a->u.bytes.len : 0);
+        it->cb.bytes(it->ctx, it->id, it->index, a->err,
+                     ok && a->u.bytes.len > 0 ? a->u.bytes.b : NULL, ok ? a->u.bytes.len : 0);
 }
 
 /* Answers every item with err; the batch is gone. */
@@ -216,6 +223,11 @@ send_held(struct hsm *h)
     struct batch *b;
 
     while ((b = TAILQ_FIRST(&h->held)) != NULL) {
+        /* An hsmd from before there were these would take it for noise. */
+        if (b->type >= FRAME_KEY_NEW && !h->lifecycle) {
+            batch_fail(b, KMS_ERR_PROTOCOL);
+            continue;
+        }
         batch_unlink(b);
         batch_send(b);
     }
@@ -236,6 +248,13 @@ flush_cb(evutil_socket_t fd, short what, void *arg)
         fail_all(&h->held, KMS_ERR_UNAVAILABLE);
 }
 
+/* Those that may make an RSA key take longer than anybody's deadline. */
+static bool
+is_long(enum frame_type type)
+{
+    return type == FRAME_INIT || type == FRAME_IMPORT_PAIR;
+}
+
 static struct batch *
 batch_new(struct hsm *h, enum frame_type type)
 {
@@ -248,7 +267,7 @@ batch_new(struct hsm *h, enum frame_type type)
     b->type = type;
     b->seq = ++h->seq;
     b->room = max < FIRST_ROOM ? max : FIRST_ROOM;
-    b->deadline_ms = type == FRAME_INIT && h->deadline_ms < INIT_MS ? INIT_MS : h->deadline_ms;
+    b->deadline_ms = is_long(type) && h->deadline_ms < INIT_MS ? INIT_MS : h->deadline_ms;
     b->items = OPENSSL_zalloc(b->room * sizeof(*b->items));
     b->frame = wire_frame_new(frame_room(type, b->room));
     b->timer = evtimer_new(h->base, deadline_cb, b);
@@ -364,6 +383,7 @@ on_hello(struct hsm *h, const unsigned char *body)
         return;
     }
     h->info = hello.info;
+    h->lifecycle = hello.lifecycle;
     if (!h->greeted) {
         h->greeted = true;
         h->grace = h->told = false;
@@ -659,4 +679,129 @@ hsm_status(struct hsm *h, hsm_bytes_cb *cb, void *ctx, uint64_t id)
     union frame_request r = {.random = 0};
 
     return submit_bytes(h, FRAME_STATUS, &r, cb, ctx, id, 0);
+}
+
+int
+hsm_id_new(const struct hsm *h, unsigned char id[HSM_ID_LEN])
+{
+    struct timespec now;
+    uint64_t ms_now, ms_root = 0;
+
+    clock_gettime(CLOCK_REALTIME, &now);
+    ms_now = (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+    for (int i = 0; i < 6; i++)
+        ms_root = ms_root << 8 | h->info.root[i];
+    if (ms_now <= ms_root) /* a clock that was put back must not make it the older one */
+        ms_now = ms_root + 1;
+    for (int i = 5; i >= 0; i--, ms_now >>= 8)
+        id[i] = (unsigned char)ms_now;
+    return RAND_bytes(id + 6, HSM_ID_LEN - 6) == 1 ? KMS_OK : KMS_ERR_INTERNAL;
+}
+
+static union frame_request
+kept(unsigned kind, const unsigned char *id, unsigned number)
+{
+    union frame_request r = {.kept = {.kind = kind, .number = number}};
+
+    if (id != NULL)
+        memcpy(r.kept.id, id, HSM_ID_LEN);
+    return r;
+}
+
+int
+hsm_key_new(struct hsm *h, enum hsm_kind kind, const unsigned char key[HSM_ID_LEN],
+            hsm_bytes_cb *cb, void *ctx, uint64_t id)
+{
+    union frame_request r = kept(kind, key, 0);
+
+    return submit_bytes(h, FRAME_KEY_NEW, &r, cb, ctx, id, 0);
+}
+
+int
+hsm_key_destroy(struct hsm *h, enum hsm_kind kind, const unsigned char key[HSM_ID_LEN],
+                hsm_bytes_cb *cb, void *ctx, uint64_t id)
+{
+    union frame_request r = kept(kind, key, 0);
+
+    return submit_bytes(h, FRAME_KEY_DESTROY, &r, cb, ctx, id, 0);
+}
+
+int
+hsm_forget(struct hsm *h, const unsigned char key_or_org[HSM_ID_LEN], hsm_bytes_cb *cb, void *ctx,
+           uint64_t id)
+{
+    union frame_request r = kept(0, key_or_org, 0);
+
+    return submit_bytes(h, FRAME_FORGET, &r, cb, ctx, id, 0);
+}
+
+int
+hsm_list(struct hsm *h, enum hsm_kind kind, const unsigned char *after, hsm_list_cb *cb, void *ctx,
+         uint64_t id)
+{
+    struct item it = {.cb.list = cb, .ctx = ctx, .id = id};
+    union frame_request r = kept(kind, after, 0);
+
+    return submit(h, FRAME_LIST, &r, &it);
+}
+
+int
+hsm_import_pair(struct hsm *h, const unsigned char key[HSM_ID_LEN], unsigned rsa_bits,
+                hsm_bytes_cb *cb, void *ctx, uint64_t id)
+{
+    union frame_request r = kept(HSM_IMPORT, key, rsa_bits);
+
+    return submit_bytes(h, FRAME_IMPORT_PAIR, &r, cb, ctx, id, 0);
+}
+
+int
+hsm_import(struct hsm *h, const unsigned char key[HSM_ID_LEN], const unsigned char pair[HSM_ID_LEN],
+           bool allow_128, const unsigned char *ciphertext, size_t len, hsm_bytes_cb *cb, void *ctx,
+           uint64_t id)
+{
+    union frame_request r = {.import = {.allow_128 = allow_128}};
+
+    memcpy(r.import.id, key, HSM_ID_LEN);
+    memcpy(r.import.pair, pair, HSM_ID_LEN);
+    if (len <= HSM_RSA_MAX) { /* else none: as wrong as one that is too long */
+        r.import.len = len;
+        memcpy(r.import.ek, ciphertext, len);
+    }
+    return submit_bytes(h, FRAME_IMPORT, &r, cb, ctx, id, 0);
+}
+
+int
+hsm_wrapping_key_new_under(struct hsm *h, const unsigned char parent[HSM_ID_LEN],
+                           hsm_wrapping_key_cb *cb, void *ctx, uint64_t id)
+{
+    struct item it = {.cb.wrapping_key = cb, .ctx = ctx, .id = id};
+    union frame_request r = kept(0, parent, 0);
+
+    return submit(h, FRAME_WRAPPING_KEY_UNDER, &r, &it);
+}
+
+int
+hsm_rewrap(struct hsm *h, const unsigned char wrapped[HSM_WRAPPED_LEN],
+           const unsigned char from[HSM_ID_LEN], const unsigned char to[HSM_ID_LEN],
+           hsm_bytes_cb *cb, void *ctx, uint64_t id, unsigned index)
+{
+    union frame_request r;
+
+    memcpy(r.rewrap.wrapped, wrapped, HSM_WRAPPED_LEN);
+    memcpy(r.rewrap.from, from, HSM_ID_LEN);
+    memcpy(r.rewrap.to, to, HSM_ID_LEN);
+    return submit_bytes(h, FRAME_REWRAP, &r, cb, ctx, id, index);
+}
+
+int
+hsm_reseal(struct hsm *h, const struct hsm_wrapping_key *from, const struct hsm_wrapping_key *to,
+           enum hsm_purpose purpose, const unsigned char object[HSM_ID_LEN],
+           const unsigned char blob[HSM_BLOB_LEN], hsm_key_cb *cb, void *ctx, uint64_t id,
+           unsigned index)
+{
+    union frame_request r;
+
+    r.key.to = *to;
+    memcpy(r.key.blob, blob, HSM_BLOB_LEN);
+    return submit_key(h, FRAME_RESEAL, from, purpose, object, &r, cb, ctx, id, index);
 }

@@ -28,6 +28,8 @@
 #include "proto/err.h"
 
 #define RSA_CANARY_EVERY 64
+#define ROOTS_SHOWN      32
+#define REPORT_MAX       1024        /* greeting and state */
 #define GROWTH_MAX       (64L << 20) /* bytes of resident memory after which a successor is asked for */
 #define GROWTH_EVERY     1024        /* frames between two looks at it */
 #define HEARTBEAT_MS     5000        /* of idleness, then the canary is heard */
@@ -39,12 +41,14 @@ struct custodian {
     struct setup setup;
     struct token t;
     struct keyring *k;
-    bool stale;    /* a successor was asked for */
-    long resident; /* at the start, bytes */
+    bool stale;           /* a successor was asked for */
+    struct hsm_info told; /* to the supervisor, last */
+    long resident;        /* at the start, bytes */
     unsigned long frames, opened;
     int err[FRAME_ITEMS_MAX];
     unsigned char random[FRAME_ITEMS_MAX * HSM_KEY_LEN]; /* for the generates of this frame */
     unsigned char in[FRAME_MAX], out[FRAME_MAX];
+    unsigned char report[FRAME_HEAD_LEN + REPORT_MAX + FRAME_TEXT_MAX];
 };
 
 static bool
@@ -140,13 +144,14 @@ keys_json(const struct token *t)
     unsigned char kcv[HSM_KCV_LEN];
     char type[32];
 
-    for (unsigned i = 0; i < t->roots_n; i++)
-        json_array_append_new(keys, key_json("root", "AES-256", t->roots[i].id, t->roots[i].kcv,
-                                             &t->roots[i] == t->root));
-    if (t->static_key != 0) {
-        snprintf(type, sizeof(type), "RSA-%u", (unsigned)t->static_n_len * 8);
-        public_kcv(t->static_n, t->static_n_len, kcv);
-        json_array_append_new(keys, key_json("static", type, t->static_id, kcv, true));
+    /* Main and period keys may be many: see hsm_list. */
+    for (unsigned i = 0; i < t->roots_n && i < ROOTS_SHOWN; i++)
+        json_array_append_new(keys, key_json("root", "AES-256", t->keks[i].id, t->keks[i].kcv,
+                                             &t->keks[i] == t->root));
+    if (t->static_key.handle != 0) {
+        snprintf(type, sizeof(type), "RSA-%u", (unsigned)t->static_key.n_len * 8);
+        public_kcv(t->static_key.n, t->static_key.n_len, kcv);
+        json_array_append_new(keys, key_json("static", type, t->static_key.id, kcv, true));
     }
     if (t->audit_key != 0) {
         public_kcv(t->audit_public, sizeof(t->audit_public), kcv);
@@ -198,8 +203,10 @@ report_text(const struct custodian *c)
     return text;
 }
 
+/* The items are in place behind out's head. */
 static bool
-answer(struct custodian *c, enum frame_type type, uint32_t seq, unsigned count, const char *text)
+answer(struct custodian *c, unsigned char *out, enum frame_type type, uint32_t seq, unsigned count,
+       const char *text)
 {
     size_t fixed = count * frame_item_size(type, FRAME_ANSWER_WAY);
     size_t len = text != NULL ? strlen(text) : 0;
@@ -208,22 +215,24 @@ answer(struct custodian *c, enum frame_type type, uint32_t seq, unsigned count, 
     if (len > FRAME_TEXT_MAX)
         len = FRAME_TEXT_MAX;
     if (len > 0)
-        memcpy(c->out + FRAME_HEAD_LEN + fixed, text, len);
+        memcpy(out + FRAME_HEAD_LEN + fixed, text, len);
     h.len = (uint32_t)(FRAME_HEAD_LEN + fixed + len);
-    frame_head_put(&h, FRAME_ANSWER_WAY, c->out);
-    return write_full(c->fd, c->out, h.len);
+    frame_head_put(&h, FRAME_ANSWER_WAY, out);
+    return write_full(c->fd, out, h.len);
 }
 
 static bool
 report(struct custodian *c, enum frame_state state)
 {
-    struct frame_hello hello = {.version = FRAME_VERSION, .ready = state == FRAME_STATE_READY};
+    struct frame_hello hello = {
+        .version = FRAME_VERSION, .ready = state == FRAME_STATE_READY, .lifecycle = true};
     char *text = report_text(c);
     bool ok;
 
     keys_to_info(&c->t, &hello.info);
-    frame_report_put(&hello, state, c->out + FRAME_HEAD_LEN);
-    ok = answer(c, FRAME_REPORT, 0, 1, text);
+    memcpy(&c->told, &hello.info, sizeof(c->told));
+    frame_report_put(&hello, state, c->report + FRAME_HEAD_LEN);
+    ok = answer(c, c->report, FRAME_REPORT, 0, 1, text);
     free(text);
     return ok;
 }
@@ -232,7 +241,7 @@ report(struct custodian *c, enum frame_state state)
 static enum frame_state
 working_state(const struct custodian *c)
 {
-    return c->t.root != NULL && c->t.static_key != 0 ? FRAME_STATE_READY : FRAME_STATE_EMPTY;
+    return c->t.root != NULL && c->t.static_key.handle != 0 ? FRAME_STATE_READY : FRAME_STATE_EMPTY;
 }
 
 static int
@@ -255,6 +264,87 @@ do_key(struct custodian *c, enum frame_type type, unsigned index, const union fr
     }
 }
 
+/* From one wrapping key to another; answered only when it was opened again. */
+static int
+do_reseal(struct custodian *c, const union frame_request *r, struct frame_answer *a)
+{
+    unsigned char key[HSM_KEY_LEN], back[HSM_KEY_LEN];
+    struct held_key *h;
+    int err;
+
+    if ((err = keyring_get(c->k, &r->key.wk, &h)) != KMS_OK ||
+        (err = keyring_open(c->k, h, r->key.purpose, r->key.object, r->key.blob, key)) != KMS_OK)
+        return err;
+    if ((err = keyring_get(c->k, &r->key.to, &h)) == KMS_OK &&
+        (err = keyring_seal(c->k, h, r->key.purpose, r->key.object, key, a->u.key.blob)) ==
+            KMS_OK &&
+        (keyring_open(c->k, h, r->key.purpose, r->key.object, a->u.key.blob, back) != KMS_OK ||
+         CRYPTO_memcmp(key, back, sizeof(key)) != 0))
+        err = KMS_ERR_UNAVAILABLE;
+    OPENSSL_cleanse(key, sizeof(key));
+    OPENSSL_cleanse(back, sizeof(back));
+    return err;
+}
+
+/* Lets go of all that is wrapped by this key, or is of this organisation; and looks at the token
+ * anew, so that a key that is gone is not known any more. */
+static int
+do_forget(struct custodian *c, const unsigned char id[HSM_ID_LEN])
+{
+    struct token *t = &c->t;
+    int err;
+
+    keyring_drop(c->k, id);
+    if ((err = keks_resolve(t)) != KMS_OK)
+        return err;
+    return t->root == NULL || t->root->handle == t->canary_root ? KMS_OK : canary_new(t);
+}
+
+static int
+do_wrapping_key(struct custodian *c, const struct kek *parent, struct frame_answer *a)
+{
+    memcpy(a->u.wrapping_key.root, parent->id, HSM_ID_LEN);
+    return keys_new_wrapping_key(&c->t, parent->handle, a->u.wrapping_key.wrapped,
+                                 a->u.wrapping_key.kcv);
+}
+
+static int
+do_life(struct custodian *c, enum frame_type type, const union frame_request *r,
+        struct frame_answer *a)
+{
+    struct token *t = &c->t;
+    enum hsm_kind kind = (enum hsm_kind)r->kept.kind;
+    const struct kek *parent;
+    int err;
+
+    switch (type) {
+    case FRAME_KEY_NEW:
+        return life_key_new(t, kind, r->kept.id, a->u.bytes.b);
+    case FRAME_KEY_DESTROY:
+        keyring_drop(c->k, r->kept.id);
+        return life_key_destroy(t, kind, r->kept.id);
+    case FRAME_FORGET:
+        return do_forget(c, r->kept.id);
+    case FRAME_LIST:
+        return life_list(t, kind, r->kept.id, a);
+    case FRAME_IMPORT_PAIR:
+        return life_import_pair(t, r->kept.id, r->kept.number, a);
+    case FRAME_IMPORT:
+        return life_import(t, r->import.id, r->import.pair, r->import.allow_128, r->import.ek,
+                           r->import.len, a->u.bytes.b);
+    case FRAME_WRAPPING_KEY_UNDER:
+        if ((err = keys_kek(t, r->kept.id, &parent)) != KMS_OK)
+            return err;
+        return do_wrapping_key(c, parent, a);
+    case FRAME_REWRAP:
+        return life_rewrap(t, r->rewrap.from, r->rewrap.to, r->rewrap.wrapped, a->u.bytes.b);
+    case FRAME_RESEAL:
+        return do_reseal(c, r, a);
+    default:
+        return KMS_ERR_PROTOCOL;
+    }
+}
+
 static int
 do_item(struct custodian *c, enum frame_type type, unsigned index, const union frame_request *r,
         struct frame_answer *a)
@@ -267,12 +357,12 @@ do_item(struct custodian *c, enum frame_type type, unsigned index, const union f
     case FRAME_UNWRAP:
         return do_key(c, type, index, r, a);
     case FRAME_OAEP:
-        if (t->static_key == 0)
+        if (t->static_key.handle == 0)
             return KMS_ERR_NOT_FOUND;
         c->opened++;
         return rsa_oaep_open(t, r->oaep.hash, r->oaep.ek, r->oaep.len, a->u.bytes.b);
     case FRAME_PSS:
-        if (t->static_key == 0)
+        if (t->static_key.handle == 0)
             return KMS_ERR_NOT_FOUND;
         return rsa_sign_pss(t, r->digest, a->u.bytes.b, &a->u.bytes.len);
     case FRAME_AUDIT:
@@ -285,11 +375,17 @@ do_item(struct custodian *c, enum frame_type type, unsigned index, const union f
     case FRAME_WRAPPING_KEY:
         if (t->root == NULL)
             return KMS_ERR_NOT_FOUND;
-        memcpy(a->u.wrapping_key.root, t->root->id, HSM_ID_LEN);
-        return keys_new_wrapping_key(t, a->u.wrapping_key.wrapped, a->u.wrapping_key.kcv);
+        return do_wrapping_key(c, t->root, a);
     default:
-        return KMS_ERR_PROTOCOL;
+        return do_life(c, type, r, a);
     }
+}
+
+/* Codes that may be the token's fault as well as the caller's. */
+static bool
+is_in_doubt(int err)
+{
+    return err == KMS_ERR_CRYPTO || err == KMS_ERR_LIMIT;
 }
 
 enum verdict { ALL_WELL, REFUSED, FAULTY };
@@ -304,6 +400,7 @@ do_items(struct custodian *c, const struct frame_head *head)
     union frame_request r;
     struct frame_answer a;
 
+    c->t.looked = false;
     if (head->type == FRAME_GENERATE &&
         token_random(&c->t, c->random, head->count * (size_t)HSM_KEY_LEN) != KMS_OK)
         return FAULTY;
@@ -313,7 +410,7 @@ do_items(struct custodian *c, const struct frame_head *head)
         a.err = frame_request_get(head->type, &r, c->in + i * in_size);
         if (a.err == KMS_OK)
             a.err = do_item(c, head->type, i, &r, &a);
-        if (a.err == KMS_ERR_CRYPTO && verdict == ALL_WELL)
+        if (is_in_doubt(a.err) && verdict == ALL_WELL)
             verdict = REFUSED;
         if (a.err == KMS_ERR_UNAVAILABLE)
             verdict = FAULTY;
@@ -366,7 +463,7 @@ do_frame(struct custodian *c, const struct frame_head *head)
         if (!climb(c, step))
             return false;
         for (unsigned i = 0; i < head->count; i++)
-            if (c->err[i] == KMS_ERR_CRYPTO || c->err[i] == KMS_ERR_UNAVAILABLE)
+            if (is_in_doubt(c->err[i]) || c->err[i] == KMS_ERR_UNAVAILABLE)
                 c->err[i] = KMS_ERR_AGAIN;
     }
 }
@@ -386,13 +483,28 @@ do_init(struct custodian *c, const struct frame_head *head)
     memcpy(trouble, c->t.trouble, sizeof(trouble));
     keyring_forget(c->k);
     if (token_new_session(&c->t) != KMS_OK ||
-        (c->t.static_key != 0 && probe_static_key(&c->t) != KMS_OK))
+        (c->t.static_key.handle != 0 && probe_static_key(&c->t) != KMS_OK))
         return false;
     c->t.trouble[0] = '\0';
     if (!report(c, working_state(c)))
         return false;
     frame_error_put(FRAME_INIT, err, c->out + FRAME_HEAD_LEN);
-    return answer(c, FRAME_INIT, head->seq, 1, trouble);
+    return answer(c, c->out, FRAME_INIT, head->seq, 1, trouble);
+}
+
+/* The items, and before their answers the word that a root came or went: whoever hears the answer
+ * finds it so. */
+static bool
+do_and_answer(struct custodian *c, const struct frame_head *head)
+{
+    struct hsm_info info;
+
+    if (!do_frame(c, head))
+        return false;
+    keys_to_info(&c->t, &info);
+    if (memcmp(&info, &c->told, sizeof(info)) != 0 && !report(c, working_state(c)))
+        return false;
+    return answer(c, c->out, head->type, head->seq, head->count, NULL);
 }
 
 /* Modules leak: a process that made and destroyed much, or grew much, asks to be replaced. */
@@ -439,9 +551,7 @@ serve(struct custodian *c)
         return false;
     if (c->setup.custody_process)
         keyring_expire(c->k);
-    ok = head.type == FRAME_INIT
-             ? do_init(c, &head)
-             : do_frame(c, &head) && answer(c, head.type, head.seq, head.count, NULL);
+    ok = head.type == FRAME_INIT ? do_init(c, &head) : do_and_answer(c, &head);
     OPENSSL_cleanse(c->in, head.len - FRAME_HEAD_LEN);
     OPENSSL_cleanse(c->random, head.count * (size_t)HSM_KEY_LEN);
     OPENSSL_cleanse(c->out,

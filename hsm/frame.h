@@ -21,6 +21,7 @@
 #define FRAME_AUDIT_MAX  4096
 #define FRAME_RANDOM_MAX 1024
 #define FRAME_TEXT_MAX   32768
+#define FRAME_PUBLIC_MAX 640 /* SubjectPublicKeyInfo of RSA-4096 */
 
 enum frame_type {
     FRAME_HELLO = 1, /* hsmd only, on connect and whenever it changes */
@@ -32,9 +33,18 @@ enum frame_type {
     FRAME_AUDIT,
     FRAME_RANDOM,
     FRAME_WRAPPING_KEY,
-    FRAME_INIT,   /* answered by a text */
-    FRAME_STATUS, /* answered by a text */
-    FRAME_REPORT, /* custodian to supervisor: a greeting, a state and a text */
+    FRAME_INIT,        /* answered by a text */
+    FRAME_STATUS,      /* answered by a text */
+    FRAME_REPORT,      /* custodian to supervisor: a greeting, a state and a text */
+    FRAME_KEY_NEW,     /* this and all that follow: only if the greeting says HELLO_LIFECYCLE */
+    FRAME_KEY_DESTROY, /* done by every custodian */
+    FRAME_FORGET,      /* done by every custodian */
+    FRAME_LIST,
+    FRAME_IMPORT_PAIR,
+    FRAME_IMPORT,
+    FRAME_WRAPPING_KEY_UNDER,
+    FRAME_REWRAP,
+    FRAME_RESEAL,
     FRAME_TYPES
 };
 #define FRAME_ANSWER 0x80 /* added to the type in an answer */
@@ -56,7 +66,8 @@ union frame_request {
         enum hsm_purpose purpose;
         unsigned char object[HSM_ID_LEN];
         unsigned char key[HSM_KEY_LEN];   /* FRAME_WRAP */
-        unsigned char blob[HSM_BLOB_LEN]; /* FRAME_UNWRAP */
+        unsigned char blob[HSM_BLOB_LEN]; /* FRAME_UNWRAP, FRAME_RESEAL */
+        struct hsm_wrapping_key to;       /* FRAME_RESEAL */
     } key;
     struct {
         enum hsm_oaep hash;
@@ -70,6 +81,21 @@ union frame_request {
     } audit;
     size_t random;     /* how many bytes */
     unsigned rsa_bits; /* FRAME_INIT; 0: as configured */
+    struct {
+        unsigned kind; /* enum hsm_kind; 0: any that wraps, or an organisation */
+        unsigned char id[HSM_ID_LEN];
+        unsigned number; /* FRAME_IMPORT_PAIR: bits */
+    } kept;              /* KEY_NEW to IMPORT_PAIR, WRAPPING_KEY_UNDER */
+    struct {
+        unsigned char id[HSM_ID_LEN], pair[HSM_ID_LEN];
+        bool allow_128;
+        size_t len;
+        unsigned char ek[HSM_RSA_MAX];
+    } import;
+    struct {
+        unsigned char wrapped[HSM_WRAPPED_LEN];
+        unsigned char from[HSM_ID_LEN], to[HSM_ID_LEN];
+    } rewrap;
 };
 
 struct frame_answer {
@@ -82,12 +108,17 @@ struct frame_answer {
         struct {
             size_t len;
             unsigned char b[FRAME_RANDOM_MAX];
-        } bytes; /* OAEP, PSS, AUDIT, RANDOM */
+        } bytes; /* OAEP, PSS, AUDIT, RANDOM, KEY_NEW, IMPORT_PAIR, IMPORT, REWRAP */
         struct {
             unsigned char root[HSM_ID_LEN];
             unsigned char wrapped[HSM_WRAPPED_LEN];
             unsigned char kcv[HSM_KCV_LEN];
         } wrapping_key;
+        struct {
+            unsigned n;
+            bool more;
+            struct hsm_listed keys[HSM_LIST_MAX];
+        } list;
     } u;
 };
 
@@ -106,6 +137,7 @@ enum frame_state {
 struct frame_hello {
     uint16_t version;
     bool ready;
+    bool lifecycle; /* knows the types from FRAME_KEY_NEW on */
     struct hsm_info info;
 };
 

@@ -26,12 +26,22 @@ struct hsm;
 #define HSM_KCV_LEN     8 /* key check value, see hsm/README.md */
 #define HSM_RSA_MAX     512
 
+/* The keys that stay in the token.  Each has an id, its CKA_ID. */
+enum hsm_kind {
+    HSM_ROOT = 1, /* AES, wraps wrapping keys */
+    HSM_MAIN,     /* AES, likewise: a customer's own, imported */
+    HSM_PERIOD,   /* AES, likewise: to be destroyed when its time is over; see hsm/README.md */
+    HSM_IMPORT,   /* RSA: main keys are sent to it */
+    HSM_STATIC,
+    HSM_AUDIT,
+};
+
 /*
  * A wrapping key as the database keeps it.  hsmd is stateless about it: every item names it whole,
  * hsmd caches the unwrapped session object.
  */
 struct hsm_wrapping_key {
-    unsigned char root[HSM_ID_LEN]; /* CKA_ID of the root key that wraps it */
+    unsigned char root[HSM_ID_LEN]; /* the root, main or period key that wraps it */
     unsigned char org[HSM_ID_LEN];
     uint32_t generation;
     unsigned char wrapped[HSM_WRAPPED_LEN];
@@ -44,8 +54,8 @@ enum hsm_purpose { HSM_CONTENT_KEY = 1, HSM_CHANNEL_KEY = 2, HSM_SENTINEL = 3 };
 enum hsm_oaep { HSM_OAEP_SHA1 = 1, HSM_OAEP_SHA256 = 2 };
 
 /* err: KMS_OK, KMS_ERR_UNAVAILABLE (hsmd or the token is away), KMS_ERR_TIMEOUT, KMS_ERR_CRYPTO
- * (does not open: wrong key, moved or damaged), KMS_ERR_NOT_FOUND (no such root, no such key in the
- * token), KMS_ERR_LIMIT (queue full), KMS_ERR_PROTOCOL. Pointers are NULL unless err is KMS_OK;
+ * (does not open: wrong key, moved or damaged), KMS_ERR_NOT_FOUND (the token works, and this key is
+ * not in it), KMS_ERR_LIMIT (queue full), KMS_ERR_PROTOCOL. Pointers are NULL unless err is KMS_OK;
  * blob is NULL for hsm_unwrap, key is NULL for hsm_wrap: the caller has them. */
 typedef void hsm_key_cb(void *ctx, uint64_t id, unsigned index, int err, const unsigned char *key,
                         const unsigned char *blob);
@@ -125,5 +135,85 @@ int hsm_init(struct hsm *h, unsigned rsa_bits, hsm_bytes_cb *cb, void *ctx, uint
 /* A JSON object (text): module, token, state, what the token can do, keys with ids and check
  * values, sessions, counters. */
 int hsm_status(struct hsm *h, hsm_bytes_cb *cb, void *ctx, uint64_t id);
+
+/*
+ * Administration of the keys that stay in the token: the keeper only.  Their ids are the caller's,
+ * who writes an id down before he asks: so each of these may be asked again, after whatever crash,
+ * with the same result, and nothing is answered before it was proved.  hsm_forget and
+ * hsm_key_destroy are this hsmd's; other nodes' are to be asked by their own kmsd.  Further errors:
+ * KMS_ERR_STATE (not so: see each), KMS_ERR_LIMIT (the token works, and refuses to make or to
+ * destroy the key).
+ */
+/* An id for a root, which must be younger than all others: 48 bits of milliseconds, later than the
+ * current root's, then random.  KMS_OK, KMS_ERR_INTERNAL. */
+int hsm_id_new(const struct hsm *h, unsigned char id[HSM_ID_LEN]);
+/*
+ * Makes the root or period key with this id, if it is not there, and proves it; the callback gets
+ * its check value.  KMS_ERR_STATE: there are two of this id, or a root that is not older.  A new
+ * root is not used until wrapping keys name it: hsm_info's root stays the oldest.
+ */
+int hsm_key_new(struct hsm *h, enum hsm_kind kind, const unsigned char key[HSM_ID_LEN],
+                hsm_bytes_cb *cb, void *ctx, uint64_t id);
+/*
+ * Destroys a root, main, period or import key and proves that it is gone: every custodian drops
+ * what it held of it and finds nothing any more; what used it before is refused, while the token
+ * works.  KMS_OK also when it was gone already; p NULL.  KMS_ERR_STATE: it is the only root, or the
+ * one that the configuration names.
+ */
+int hsm_key_destroy(struct hsm *h, enum hsm_kind kind, const unsigned char key[HSM_ID_LEN],
+                    hsm_bytes_cb *cb, void *ctx, uint64_t id);
+/*
+ * Every custodian drops all wrapping keys that are wrapped by this key, or are of this
+ * organisation, and the handle; KMS_OK when all have, p NULL.  What was handed over before may
+ * still be done, so refuse first, then forget.
+ */
+int hsm_forget(struct hsm *h, const unsigned char key_or_org[HSM_ID_LEN], hsm_bytes_cb *cb,
+               void *ctx, uint64_t id);
+
+#define HSM_LIST_MAX 64
+struct hsm_listed {
+    unsigned char id[HSM_ID_LEN];
+    unsigned char kcv[HSM_KCV_LEN];
+    bool fit; /* false: it can leave the token, does not work, or another one has the same id */
+};
+/* Borrowed; by id; more: ask again, after the last one. */
+typedef void hsm_list_cb(void *ctx, uint64_t id, int err, const struct hsm_listed *keys, size_t n,
+                         bool more);
+/* The token's keys of this kind that come after this id; after NULL: from the first. */
+int hsm_list(struct hsm *h, enum hsm_kind kind, const unsigned char *after, hsm_list_cb *cb,
+             void *ctx, uint64_t id);
+
+/* The public half (DER SubjectPublicKeyInfo) of the import pair with this id, which is made if it
+ * is not there.  rsa_bits 0: as hsmd is configured.  Two minutes at least, as hsm_init. */
+int hsm_import_pair(struct hsm *h, const unsigned char key[HSM_ID_LEN], unsigned rsa_bits,
+                    hsm_bytes_cb *cb, void *ctx, uint64_t id);
+/*
+ * A customer's main key, RSA-OAEP-SHA-256 to the import pair's public half, becomes a token object
+ * with this id; the callback gets its check value.  256 bits, or 128 where that is allowed.
+ * KMS_ERR_CRYPTO: does not open.  KMS_ERR_LENGTH: opens, and has no such length.
+ * KMS_ERR_NOT_FOUND: no such pair.  KMS_ERR_STATE: another key has this id.  KMS_ERR_ALGORITHM: the
+ * token has no way to open it.
+ */
+int hsm_import(struct hsm *h, const unsigned char key[HSM_ID_LEN],
+               const unsigned char pair[HSM_ID_LEN], bool allow_128,
+               const unsigned char *ciphertext, size_t len, hsm_bytes_cb *cb, void *ctx,
+               uint64_t id);
+
+/* As hsm_wrapping_key_new, under this root, main or period key.  Many at once travel together. */
+int hsm_wrapping_key_new_under(struct hsm *h, const unsigned char parent[HSM_ID_LEN],
+                               hsm_wrapping_key_cb *cb, void *ctx, uint64_t id);
+/*
+ * The same wrapping key wrapped by another root, main or period key; the callback gets the 40
+ * bytes, which were proved to be the same key.  Its blobs and its check value stay as they are.
+ */
+int hsm_rewrap(struct hsm *h, const unsigned char wrapped[HSM_WRAPPED_LEN],
+               const unsigned char from[HSM_ID_LEN], const unsigned char to[HSM_ID_LEN],
+               hsm_bytes_cb *cb, void *ctx, uint64_t id, unsigned index);
+/* The same content or channel key under another wrapping key: the callback gets the new blob, which
+ * was opened once; key is NULL. */
+int hsm_reseal(struct hsm *h, const struct hsm_wrapping_key *from,
+               const struct hsm_wrapping_key *to, enum hsm_purpose purpose,
+               const unsigned char object[HSM_ID_LEN], const unsigned char blob[HSM_BLOB_LEN],
+               hsm_key_cb *cb, void *ctx, uint64_t id, unsigned index);
 
 #endif

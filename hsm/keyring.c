@@ -83,6 +83,19 @@ keyring_forget(struct keyring *k)
 }
 
 void
+keyring_drop(struct keyring *k, const unsigned char kek_or_org[HSM_ID_LEN])
+{
+    struct held_key *h, *next;
+
+    for (h = TAILQ_FIRST(&k->use); h != NULL; h = next) {
+        next = TAILQ_NEXT(h, use);
+        if (memcmp(h->wk.root, kek_or_org, HSM_ID_LEN) == 0 ||
+            memcmp(h->wk.org, kek_or_org, HSM_ID_LEN) == 0)
+            drop(k, h, true);
+    }
+}
+
+void
 keyring_expire(struct keyring *k)
 {
     struct held_key *h, *next;
@@ -122,7 +135,7 @@ is_same(const struct hsm_wrapping_key *a, const struct hsm_wrapping_key *b)
 
 /* Unwraps, reads, and leaves nothing in the token. */
 static int
-take_out(struct keyring *k, const struct root *root, struct held_key *h)
+take_out(struct keyring *k, const struct kek *root, struct held_key *h)
 {
     CK_OBJECT_HANDLE key;
     CK_ATTRIBUTE value = {CKA_VALUE, NULL, HSM_KEY_LEN};
@@ -144,12 +157,12 @@ take_out(struct keyring *k, const struct root *root, struct held_key *h)
 static int
 hold(struct keyring *k, const struct hsm_wrapping_key *wk, struct held_key **out)
 {
-    const struct root *root = keys_root(k->t, wk->root);
+    const struct kek *root;
     struct held_key *h;
     int err;
 
-    if (root == NULL)
-        return KMS_ERR_NOT_FOUND;
+    if ((err = keys_kek(k->t, wk->root, &root)) != KMS_OK)
+        return err;
     if (k->n >= KEYRING_MAX)
         drop(k, TAILQ_LAST(&k->use, held_keys), true);
     if ((h = OPENSSL_zalloc(sizeof(*h))) == NULL)

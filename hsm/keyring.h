@@ -22,6 +22,9 @@ void keyring_free(struct keyring *k);
 /* The session ended: its objects are void. */
 void keyring_forget(struct keyring *k);
 
+/* Destroys all that are wrapped by this key, or are of this organisation. */
+void keyring_drop(struct keyring *k, const unsigned char kek_or_org[HSM_ID_LEN]);
+
 /* Wipes the bare keys whose time is over; for custody = process, about once a second. */
 void keyring_expire(struct keyring *k);
 

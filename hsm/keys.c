@@ -1,15 +1,17 @@
 /*
- * keys.c - the lasting keys in the token: found by label, told apart by CKA_ID, made and proved by
- * hsm_init.
+ * keys.c - the lasting keys in the token: found by label, told apart by CKA_ID; the first ones made
+ * and proved by hsm_init.  Those that come and go later are life.c's.
  *
- * A CKA_ID that is made here begins with 48 bits of milliseconds, so that the smallest is the
- * oldest; the rest is random.  Nothing here runs on a request's path.
+ * A root's CKA_ID begins with 48 bits of milliseconds, so that the smallest is the oldest; the rest
+ * is random.  Nothing here runs on a request's path, unless it names a key that is not known yet.
  */
 #include "hsm/token.h"
 
+#include <openssl/crypto.h>
 #include <openssl/evp.h>
 #include <openssl/rand.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -17,157 +19,203 @@
 #include "hsm/log.h"
 #include "proto/err.h"
 
-#define LABEL_ROOT   "kms-root"
-#define LABEL_STATIC "kms-static"
-#define LABEL_AUDIT  "kms-audit"
-
 #define RSA_BITS_MIN 2048
 #define RSA_BITS_MAX (HSM_RSA_MAX * 8)
+#define FIND_CHUNK   64
+#define FEW          8 /* of keys of which there is to be one */
 
 static CK_BBOOL yes = CK_TRUE, no = CK_FALSE;
 
 /* The curve's name as an object identifier, 1.3.101.112. */
 static unsigned char ed25519_oid[] = {0x06, 0x03, 0x2b, 0x65, 0x70};
 
-struct found {
-    CK_OBJECT_HANDLE handle;
-    unsigned char id[HSM_ID_LEN];
-};
-
-/* The objects of a class, key type and label (and id, if not NULL) whose CKA_ID has our length,
- * oldest first. */
-static int
-find(struct token *t, CK_OBJECT_CLASS class, CK_KEY_TYPE type, const char *label,
-     const unsigned char *id, struct found out[TOKEN_ROOTS_MAX], unsigned *n)
+const char *
+keys_label(enum hsm_kind kind)
 {
-    char label_copy[32];
+    static const char *const labels[] = {
+        [HSM_ROOT] = "kms-root",     [HSM_MAIN] = "kms-main",     [HSM_PERIOD] = "kms-period",
+        [HSM_IMPORT] = "kms-import", [HSM_STATIC] = "kms-static", [HSM_AUDIT] = "kms-audit",
+    };
+
+    return labels[kind];
+}
+
+CK_OBJECT_CLASS
+keys_class(enum hsm_kind kind)
+{
+    return kind <= HSM_PERIOD ? CKO_SECRET_KEY : CKO_PRIVATE_KEY;
+}
+
+static int
+by_id(const void *a, const void *b)
+{
+    return memcmp(((const struct found *)a)->id, ((const struct found *)b)->id, HSM_ID_LEN);
+}
+
+int
+keys_find(struct token *t, enum hsm_kind kind, CK_OBJECT_CLASS class, const unsigned char *id,
+          struct found *out, unsigned max, unsigned *n)
+{
+    CK_KEY_TYPE type = kind <= HSM_PERIOD ? CKK_AES : kind == HSM_AUDIT ? CKK_EC_EDWARDS : CKK_RSA;
+    char label[32];
     unsigned char id_copy[HSM_ID_LEN];
     CK_ATTRIBUTE template[] = {
         {CKA_CLASS, &class, sizeof(class)}, {CKA_KEY_TYPE, &type, sizeof(type)},
-        {CKA_TOKEN, &yes, sizeof(yes)},     {CKA_LABEL, label_copy, strlen(label)},
+        {CKA_TOKEN, &yes, sizeof(yes)},     {CKA_LABEL, label, strlen(keys_label(kind))},
         {CKA_ID, id_copy, sizeof(id_copy)},
     };
-    CK_OBJECT_HANDLE handles[TOKEN_ROOTS_MAX];
-    CK_ULONG got = 0;
+    CK_OBJECT_HANDLE handles[FIND_CHUNK];
+    CK_ULONG got;
+    unsigned all = 0;
     bool ok;
 
     *n = 0;
-    memcpy(label_copy, label, strlen(label));
+    memcpy(label, keys_label(kind), strlen(keys_label(kind)));
     if (id != NULL)
         memcpy(id_copy, id, sizeof(id_copy));
     if (!CALL(t, C_FindObjectsInit, t->session, template, id != NULL ? 5 : 4))
         return KMS_ERR_UNAVAILABLE;
-    ok = CALL(t, C_FindObjects, t->session, handles, TOKEN_ROOTS_MAX, &got);
+    do {
+        got = 0;
+        ok = CALL(t, C_FindObjects, t->session, handles, FIND_CHUNK, &got);
+        for (CK_ULONG i = 0; ok && i < got && all < max; i++)
+            out[all++].handle = handles[i];
+    } while (ok && got > 0 && all < max);
     if (!CALL(t, C_FindObjectsFinal, t->session) || !ok)
         return KMS_ERR_UNAVAILABLE;
-    for (CK_ULONG i = 0; i < got; i++) {
-        struct found f = {.handle = handles[i]};
-        CK_ATTRIBUTE a = {CKA_ID, f.id, sizeof(f.id)};
-        unsigned at = *n;
+    if (got > 0 && all == max)
+        log_warn("token: holds more keys of a kind than are looked at", "label", keys_label(kind),
+                 NULL);
+    for (unsigned i = 0; i < all; i++) {
+        CK_ATTRIBUTE a = {CKA_ID, out[*n].id, HSM_ID_LEN};
 
-        if (!CALL(t, C_GetAttributeValue, t->session, f.handle, &a, 1) ||
+        if (!CALL(t, C_GetAttributeValue, t->session, out[i].handle, &a, 1) ||
             a.ulValueLen != HSM_ID_LEN)
-            continue; /* not one of ours */
-        for (; at > 0 && memcmp(out[at - 1].id, f.id, HSM_ID_LEN) > 0; at--)
-            out[at] = out[at - 1];
-        out[at] = f;
-        (*n)++;
+            continue; /* not one of ours, or one that was not finished */
+        out[(*n)++].handle = out[i].handle;
+    }
+    qsort(out, *n, sizeof(*out), by_id);
+    return KMS_OK;
+}
+
+bool
+keys_is_kept(struct token *t, CK_OBJECT_HANDLE key)
+{
+    CK_BBOOL sensitive = CK_FALSE, extractable = CK_TRUE;
+    CK_ATTRIBUTE a[] = {
+        {CKA_SENSITIVE, &sensitive, sizeof(sensitive)},
+        {CKA_EXTRACTABLE, &extractable, sizeof(extractable)},
+    };
+
+    return CALL(t, C_GetAttributeValue, t->session, key, a, 2) && sensitive == CK_TRUE &&
+           extractable == CK_FALSE;
+}
+
+static bool
+is_kept(struct token *t, CK_OBJECT_HANDLE key, enum hsm_kind kind)
+{
+    if (keys_is_kept(t, key))
+        return true;
+    log_error("token: a key could be taken out of it and is not used", "label", keys_label(kind),
+              NULL);
+    return false;
+}
+
+/* Adds what there is of a kind.  Two of one id: nobody knows which was meant, so neither. */
+static int
+keks_add(struct token *t, enum hsm_kind kind)
+{
+    static struct found found[TOKEN_KEKS_MAX];
+    unsigned n;
+    int err;
+
+    if ((err = keys_find(t, kind, CKO_SECRET_KEY, NULL, found, TOKEN_KEKS_MAX, &n)) != KMS_OK)
+        return err;
+    for (unsigned i = 0; i < n && t->keks_n < TOKEN_KEKS_MAX; i++) {
+        bool twin = (i > 0 && by_id(&found[i], &found[i - 1]) == 0) ||
+                    (i + 1 < n && by_id(&found[i], &found[i + 1]) == 0);
+
+        if (twin)
+            log_error("token: two keys have one id; neither is used", "label", keys_label(kind),
+                      NULL);
+        if (twin || !is_kept(t, found[i].handle, kind))
+            continue;
+        t->keks[t->keks_n] = (struct kek){.handle = found[i].handle, .kind = kind};
+        memcpy(t->keks[t->keks_n++].id, found[i].id, HSM_ID_LEN);
     }
     return KMS_OK;
 }
 
-static bool
-flag_is(struct token *t, CK_OBJECT_HANDLE key, CK_ATTRIBUTE_TYPE type, bool want)
+int
+keks_resolve(struct token *t)
 {
-    CK_BBOOL value = want ? CK_FALSE : CK_TRUE;
-    CK_ATTRIBUTE a = {type, &value, sizeof(value)};
-
-    return CALL(t, C_GetAttributeValue, t->session, key, &a, 1) && (value == CK_TRUE) == want;
-}
-
-/* A key that could leave the token is none of ours, whatever its label says. */
-static bool
-is_kept(struct token *t, CK_OBJECT_HANDLE key, const char *label)
-{
-    if (flag_is(t, key, CKA_SENSITIVE, true) && flag_is(t, key, CKA_EXTRACTABLE, false))
-        return true;
-    log_error("token: a key could be taken out of it and is not used", "label", label, NULL);
-    return false;
-}
-
-static int
-roots_resolve(struct token *t)
-{
-    struct found found[TOKEN_ROOTS_MAX];
-    unsigned n;
     int err;
 
-    t->roots_n = 0;
     t->root = NULL;
-    if ((err = find(t, CKO_SECRET_KEY, CKK_AES, LABEL_ROOT, NULL, found, &n)) != KMS_OK)
+    t->keks_n = t->roots_n = 0;
+    if ((err = keks_add(t, HSM_ROOT)) != KMS_OK)
         return err;
-    for (unsigned i = 0; i < n; i++) {
-        struct root *r = &t->roots[t->roots_n];
+    t->roots_n = t->keks_n;
+    for (unsigned i = 0; i < t->roots_n && t->root == NULL; i++)
+        if (!t->setup->has_root || memcmp(t->keks[i].id, t->setup->root, HSM_ID_LEN) == 0)
+            t->root = &t->keks[i];
+    if ((err = keks_add(t, HSM_MAIN)) == KMS_OK)
+        err = keks_add(t, HSM_PERIOD);
+    t->looked = err == KMS_OK;
+    return err;
+}
 
-        if (!is_kept(t, found[i].handle, LABEL_ROOT))
-            continue;
-        memset(r, 0, sizeof(*r));
-        r->handle = found[i].handle;
-        memcpy(r->id, found[i].id, HSM_ID_LEN);
-        if (t->root == NULL &&
-            (!t->setup->has_root || memcmp(r->id, t->setup->root, HSM_ID_LEN) == 0))
-            t->root = r;
-        t->roots_n++;
-    }
+int
+rsa_key_read(struct token *t, const struct found *f, struct rsa_key *out)
+{
+    CK_ATTRIBUTE a[] = {
+        {CKA_MODULUS, out->n, sizeof(out->n)},
+        {CKA_PUBLIC_EXPONENT, out->e, sizeof(out->e)},
+    };
+
+    memset(out, 0, sizeof(*out));
+    if (!CALL(t, C_GetAttributeValue, t->session, f->handle, a, 2))
+        return KMS_ERR_UNAVAILABLE;
+    out->handle = f->handle;
+    memcpy(out->id, f->id, HSM_ID_LEN);
+    out->n_len = a[0].ulValueLen;
+    out->e_len = a[1].ulValueLen;
+    while (out->n_len > 0 && out->n[0] == 0)
+        memmove(out->n, out->n + 1, --out->n_len);
     return KMS_OK;
 }
 
 static int
 static_resolve(struct token *t)
 {
-    struct found found[TOKEN_ROOTS_MAX];
-    CK_ATTRIBUTE a[] = {
-        {CKA_MODULUS, t->static_n, sizeof(t->static_n)},
-        {CKA_PUBLIC_EXPONENT, t->static_e, sizeof(t->static_e)},
-    };
+    struct found found[FEW];
     unsigned n, i = 0;
     int err;
 
-    t->static_key = 0;
-    t->static_n_len = t->static_e_len = 0;
-    if ((err = find(t, CKO_PRIVATE_KEY, CKK_RSA, LABEL_STATIC, NULL, found, &n)) != KMS_OK)
+    memset(&t->static_key, 0, sizeof(t->static_key));
+    if ((err = keys_find(t, HSM_STATIC, CKO_PRIVATE_KEY, NULL, found, FEW, &n)) != KMS_OK)
         return err;
-    while (i < n && !is_kept(t, found[i].handle, LABEL_STATIC))
+    while (i < n && !is_kept(t, found[i].handle, HSM_STATIC))
         i++;
-    if (i == n)
-        return KMS_OK;
-    if (!CALL(t, C_GetAttributeValue, t->session, found[i].handle, a, 2))
-        return KMS_ERR_UNAVAILABLE;
-    t->static_key = found[i].handle;
-    memcpy(t->static_id, found[i].id, HSM_ID_LEN);
-    t->static_n_len = a[0].ulValueLen;
-    t->static_e_len = a[1].ulValueLen;
-    while (t->static_n_len > 0 && t->static_n[0] == 0)
-        memmove(t->static_n, t->static_n + 1, --t->static_n_len);
-    return KMS_OK;
+    return i < n ? rsa_key_read(t, &found[i], &t->static_key) : KMS_OK;
 }
 
 /* CKA_EC_POINT: 32 bytes, in an OCTET STRING or bare. */
 static int
 audit_resolve(struct token *t)
 {
-    struct found found[TOKEN_ROOTS_MAX], public[TOKEN_ROOTS_MAX];
+    struct found found[FEW], public[FEW];
     unsigned char point[34];
     CK_ATTRIBUTE a = {CKA_EC_POINT, point, sizeof(point)};
     unsigned n, public_n;
     int err;
 
     t->audit_key = 0;
-    if ((err = find(t, CKO_PRIVATE_KEY, CKK_EC_EDWARDS, LABEL_AUDIT, NULL, found, &n)) != KMS_OK)
+    if ((err = keys_find(t, HSM_AUDIT, CKO_PRIVATE_KEY, NULL, found, FEW, &n)) != KMS_OK)
         return t->can.eddsa ? err : KMS_OK;
     for (unsigned i = 0; i < n; i++) {
-        if (!is_kept(t, found[i].handle, LABEL_AUDIT) ||
-            find(t, CKO_PUBLIC_KEY, CKK_EC_EDWARDS, LABEL_AUDIT, found[i].id, public, &public_n) !=
+        if (!is_kept(t, found[i].handle, HSM_AUDIT) ||
+            keys_find(t, HSM_AUDIT, CKO_PUBLIC_KEY, found[i].id, public, FEW, &public_n) !=
                 KMS_OK ||
             public_n == 0 || !CALL(t, C_GetAttributeValue, t->session, public[0].handle, &a, 1))
             continue;
@@ -189,33 +237,45 @@ keys_resolve(struct token *t)
 {
     int err;
 
-    if ((err = roots_resolve(t)) != KMS_OK || (err = static_resolve(t)) != KMS_OK)
+    if ((err = keks_resolve(t)) != KMS_OK || (err = static_resolve(t)) != KMS_OK)
         return err;
     return audit_resolve(t);
 }
 
-const struct root *
-keys_root(const struct token *t, const unsigned char id[HSM_ID_LEN])
+/* Another custodian, or another node, may have made it since this one looked. */
+int
+keys_kek(struct token *t, const unsigned char id[HSM_ID_LEN], const struct kek **out)
 {
-    for (unsigned i = 0; i < t->roots_n; i++)
-        if (memcmp(t->roots[i].id, id, HSM_ID_LEN) == 0)
-            return &t->roots[i];
-    return NULL;
+    int err;
+
+    for (;;) {
+        for (unsigned i = 0; i < t->keks_n; i++)
+            if (memcmp(t->keks[i].id, id, HSM_ID_LEN) == 0) {
+                *out = &t->keks[i];
+                return KMS_OK;
+            }
+        if (t->looked)
+            return KMS_ERR_NOT_FOUND;
+        if ((err = keks_resolve(t)) != KMS_OK)
+            return err;
+    }
 }
 
 void
 keys_to_info(const struct token *t, struct hsm_info *info)
 {
+    const struct rsa_key *k = &t->static_key;
+
     memset(info, 0, sizeof(*info));
     if (t->root != NULL) {
         info->has_root = true;
         memcpy(info->root, t->root->id, HSM_ID_LEN);
     }
-    if (t->static_key != 0) {
-        memcpy(info->static_n, t->static_n, t->static_n_len);
-        info->static_n_len = t->static_n_len;
-        memcpy(info->static_e, t->static_e, t->static_e_len);
-        info->static_e_len = t->static_e_len;
+    if (k->handle != 0) {
+        memcpy(info->static_n, k->n, k->n_len);
+        info->static_n_len = k->n_len;
+        memcpy(info->static_e, k->e, k->e_len);
+        info->static_e_len = k->e_len;
     }
     if (t->audit_key != 0) {
         info->has_audit = true;
@@ -276,76 +336,110 @@ trouble(struct token *t, const char *what, const char *why)
 /* Two keepers at once: whoever sees the other's key takes his own away again, so that there is
  * never a second one. */
 static bool
-is_alone(struct token *t, CK_OBJECT_CLASS class, CK_KEY_TYPE type, const char *label,
-         const unsigned char id[HSM_ID_LEN])
+is_alone(struct token *t, enum hsm_kind kind, const unsigned char id[HSM_ID_LEN])
 {
-    struct found found[TOKEN_ROOTS_MAX];
+    struct found found[FEW];
     unsigned n;
 
-    return find(t, class, type, label, NULL, found, &n) == KMS_OK && n == 1 &&
+    return keys_find(t, kind, keys_class(kind), NULL, found, FEW, &n) == KMS_OK && n == 1 &&
            memcmp(found[0].id, id, HSM_ID_LEN) == 0;
 }
 
-/* Proves a new root by a wrapping key that goes there and back. */
-static int
-root_prove(struct token *t, const unsigned char id[HSM_ID_LEN])
+bool
+kek_make(struct token *t, CK_SESSION_HANDLE session, enum hsm_kind kind,
+         const unsigned char id[HSM_ID_LEN], bool lasting, const struct kek_source *from,
+         CK_OBJECT_HANDLE *key)
 {
-    unsigned char wrapped[HSM_WRAPPED_LEN], kcv[HSM_KCV_LEN], again[HSM_KCV_LEN];
+    CK_OBJECT_CLASS class = CKO_SECRET_KEY;
+    CK_KEY_TYPE type = CKK_AES;
+    CK_BBOOL stays = lasting;
+    CK_ULONG len = HSM_KEY_LEN, n;
+    char label[32];
+    unsigned char id_copy[HSM_ID_LEN], bytes[HSM_RSA_MAX];
+    CK_ATTRIBUTE template[] = {
+        {CKA_CLASS, &class, sizeof(class)},
+        {CKA_KEY_TYPE, &type, sizeof(type)},
+        {CKA_TOKEN, &stays, sizeof(stays)},
+        {CKA_PRIVATE, &yes, sizeof(yes)},
+        {CKA_SENSITIVE, &yes, sizeof(yes)},
+        {CKA_EXTRACTABLE, &no, sizeof(no)},
+        {CKA_WRAP, &yes, sizeof(yes)},
+        {CKA_UNWRAP, &yes, sizeof(yes)},
+        {CKA_ENCRYPT, &no, sizeof(no)},
+        {CKA_DECRYPT, &no, sizeof(no)},
+        {CKA_SIGN, &no, sizeof(no)},
+        {CKA_VERIFY, &no, sizeof(no)},
+        {CKA_LABEL, label, strlen(keys_label(kind))},
+        {CKA_ID, id_copy, sizeof(id_copy)},
+        {0, NULL, 0}, /* length or value, where one is to be given */
+    };
+    CK_RSA_PKCS_OAEP_PARAMS oaep = {
+        .hashAlg = CKM_SHA256, .mgf = CKG_MGF1_SHA256, .source = CKZ_DATA_SPECIFIED};
+    CK_MECHANISM generate = {CKM_AES_KEY_GEN, NULL, 0};
+    CK_MECHANISM unwrap = {CKM_RSA_PKCS_OAEP, &oaep, sizeof(oaep)};
+    bool ok;
+
+    n = sizeof(template) / sizeof(template[0]);
+    memcpy(label, keys_label(kind), strlen(keys_label(kind)));
+    memcpy(id_copy, id, sizeof(id_copy));
+    if (from->how != KEK_GENERATED)
+        memcpy(bytes, from->bytes, from->len);
+    switch (from->how) {
+    case KEK_GENERATED:
+        template[n - 1] = (CK_ATTRIBUTE){CKA_VALUE_LEN, &len, sizeof(len)};
+        ok = CALL(t, C_GenerateKey, session, &generate, template, n, key);
+        break;
+    case KEK_GIVEN:
+        template[n - 1] = (CK_ATTRIBUTE){CKA_VALUE, bytes, from->len};
+        ok = CALL(t, C_CreateObject, session, template, n, key);
+        break;
+    default:
+        ok = CALL(t, C_UnwrapKey, session, &unwrap, from->pair, bytes, from->len, template, n - 1,
+                  key);
+        break;
+    }
+    if (from->how == KEK_GIVEN)
+        OPENSSL_cleanse(bytes, from->len);
+    return ok;
+}
+
+int
+kek_prove(struct token *t, CK_OBJECT_HANDLE key, unsigned char kcv[HSM_KCV_LEN])
+{
+    unsigned char wrapped[HSM_WRAPPED_LEN], again[HSM_KCV_LEN];
     int err;
 
-    if ((err = roots_resolve(t)) != KMS_OK)
+    if ((err = keys_kcv(t, key, kcv)) != KMS_OK ||
+        (err = keys_new_wrapping_key(t, key, wrapped, again)) != KMS_OK ||
+        (err = keys_kcv(t, key, again)) != KMS_OK)
         return err;
-    t->root = NULL;
-    for (unsigned i = 0; i < t->roots_n; i++)
-        if (memcmp(t->roots[i].id, id, HSM_ID_LEN) == 0)
-            t->root = &t->roots[i];
-    if (t->root == NULL)
-        return KMS_ERR_UNAVAILABLE;
-    if ((err = keys_kcv(t, t->root->handle, kcv)) != KMS_OK ||
-        (err = keys_new_wrapping_key(t, wrapped, again)) != KMS_OK ||
-        (err = keys_kcv(t, t->root->handle, again)) != KMS_OK)
-        return err;
-    return memcmp(kcv, again, sizeof(kcv)) == 0 ? KMS_OK : KMS_ERR_UNAVAILABLE;
+    return memcmp(kcv, again, HSM_KCV_LEN) == 0 ? KMS_OK : KMS_ERR_UNAVAILABLE;
 }
 
 static int
 root_make(struct token *t, CK_SESSION_HANDLE rw)
 {
-    CK_OBJECT_CLASS class = CKO_SECRET_KEY;
-    CK_KEY_TYPE type = CKK_AES;
-    CK_ULONG len = HSM_KEY_LEN;
-    char label[] = LABEL_ROOT;
-    unsigned char id[HSM_ID_LEN];
-    CK_ATTRIBUTE template[] = {
-        {CKA_CLASS, &class, sizeof(class)}, {CKA_KEY_TYPE, &type, sizeof(type)},
-        {CKA_TOKEN, &yes, sizeof(yes)},     {CKA_PRIVATE, &yes, sizeof(yes)},
-        {CKA_SENSITIVE, &yes, sizeof(yes)}, {CKA_EXTRACTABLE, &no, sizeof(no)},
-        {CKA_WRAP, &yes, sizeof(yes)},      {CKA_UNWRAP, &yes, sizeof(yes)},
-        {CKA_ENCRYPT, &no, sizeof(no)},     {CKA_DECRYPT, &no, sizeof(no)},
-        {CKA_SIGN, &no, sizeof(no)},        {CKA_VERIFY, &no, sizeof(no)},
-        {CKA_LABEL, label, strlen(label)},  {CKA_ID, id, sizeof(id)},
-        {CKA_VALUE_LEN, &len, sizeof(len)},
-    };
-    CK_MECHANISM mechanism = {CKM_AES_KEY_GEN, NULL, 0};
+    static const struct kek_source generated = {.how = KEK_GENERATED};
+    const char *label = keys_label(HSM_ROOT);
+    unsigned char id[HSM_ID_LEN], kcv[HSM_KCV_LEN];
     CK_OBJECT_HANDLE key;
 
     if (t->setup->has_root) {
         t->rv = CKR_OK;
-        return trouble(t, LABEL_ROOT, "the configuration names one that is not in the token");
+        return trouble(t, label, "the configuration names one that is not in the token");
     }
-    if (new_id(id) != KMS_OK || !CALL(t, C_GenerateKey, rw, &mechanism, template,
-                                      sizeof(template) / sizeof(template[0]), &key))
-        return trouble(t, LABEL_ROOT, "cannot be made");
-    if (!is_alone(t, CKO_SECRET_KEY, CKK_AES, LABEL_ROOT, id) || root_prove(t, id) != KMS_OK) {
-        trouble(t, LABEL_ROOT, "the new one did not prove itself, or somebody else made one too");
+    if (new_id(id) != KMS_OK || !kek_make(t, rw, HSM_ROOT, id, true, &generated, &key))
+        return trouble(t, label, "cannot be made");
+    if (!is_alone(t, HSM_ROOT, id) || keks_resolve(t) != KMS_OK || t->root == NULL ||
+        memcmp(t->root->id, id, HSM_ID_LEN) != 0 || kek_prove(t, t->root->handle, kcv) != KMS_OK) {
+        trouble(t, label, "the new one did not prove itself, or somebody else made one too");
         t->f->C_DestroyObject(rw, key);
         return KMS_ERR_UNAVAILABLE;
     }
     return KMS_OK;
 }
 
-/* Both halves of a new pair go together. */
-static void
+void
 pair_destroy(struct token *t, CK_SESSION_HANDLE rw, CK_OBJECT_HANDLE public,
              CK_OBJECT_HANDLE private)
 {
@@ -353,44 +447,54 @@ pair_destroy(struct token *t, CK_SESSION_HANDLE rw, CK_OBJECT_HANDLE public,
     t->f->C_DestroyObject(rw, private);
 }
 
+bool
+pair_make(struct token *t, CK_SESSION_HANDLE rw, enum hsm_kind kind,
+          const unsigned char id[HSM_ID_LEN], CK_ULONG bits, CK_OBJECT_HANDLE *public,
+          CK_OBJECT_HANDLE *private)
+{
+    CK_BBOOL signs = kind == HSM_STATIC, unwraps = kind == HSM_IMPORT;
+    unsigned char e[] = {1, 0, 1}, id_copy[HSM_ID_LEN];
+    char label[32];
+    size_t label_len = strlen(keys_label(kind));
+    CK_ATTRIBUTE public_template[] = {
+        {CKA_TOKEN, &yes, sizeof(yes)},        {CKA_MODULUS_BITS, &bits, sizeof(bits)},
+        {CKA_ENCRYPT, &yes, sizeof(yes)},      {CKA_VERIFY, &signs, sizeof(signs)},
+        {CKA_WRAP, &unwraps, sizeof(unwraps)}, {CKA_PUBLIC_EXPONENT, e, sizeof(e)},
+        {CKA_LABEL, label, label_len},         {CKA_ID, id_copy, sizeof(id_copy)},
+    };
+    CK_ATTRIBUTE private_template[] = {
+        {CKA_TOKEN, &yes, sizeof(yes)},          {CKA_PRIVATE, &yes, sizeof(yes)},
+        {CKA_SENSITIVE, &yes, sizeof(yes)},      {CKA_EXTRACTABLE, &no, sizeof(no)},
+        {CKA_SIGN, &signs, sizeof(signs)},       {CKA_DECRYPT, &yes, sizeof(yes)},
+        {CKA_UNWRAP, &unwraps, sizeof(unwraps)}, {CKA_LABEL, label, label_len},
+        {CKA_ID, id_copy, sizeof(id_copy)},
+    };
+    CK_MECHANISM mechanism = {CKM_RSA_PKCS_KEY_PAIR_GEN, NULL, 0};
+
+    memcpy(label, keys_label(kind), label_len);
+    memcpy(id_copy, id, sizeof(id_copy));
+    return CALL(t, C_GenerateKeyPair, rw, &mechanism, public_template,
+                sizeof(public_template) / sizeof(public_template[0]), private_template,
+                sizeof(private_template) / sizeof(private_template[0]), public, private);
+}
+
 static int
 static_make(struct token *t, CK_SESSION_HANDLE rw, unsigned rsa_bits)
 {
     CK_ULONG bits = rsa_bits != 0 ? rsa_bits : t->setup->rsa_bits;
-    unsigned char e[] = {1, 0, 1}, id[HSM_ID_LEN], digest[32] = {0}, sig[HSM_RSA_MAX];
-    char label[] = LABEL_STATIC;
+    const char *label = keys_label(HSM_STATIC);
+    unsigned char id[HSM_ID_LEN], digest[32] = {0}, sig[HSM_RSA_MAX];
     size_t sig_len;
-    CK_ATTRIBUTE public_template[] = {
-        {CKA_TOKEN, &yes, sizeof(yes)},
-        {CKA_MODULUS_BITS, &bits, sizeof(bits)},
-        {CKA_ENCRYPT, &yes, sizeof(yes)},
-        {CKA_VERIFY, &yes, sizeof(yes)},
-        {CKA_PUBLIC_EXPONENT, e, sizeof(e)},
-        {CKA_LABEL, label, strlen(label)},
-        {CKA_ID, id, sizeof(id)},
-    };
-    CK_ATTRIBUTE private_template[] = {
-        {CKA_TOKEN, &yes, sizeof(yes)},     {CKA_PRIVATE, &yes, sizeof(yes)},
-        {CKA_SENSITIVE, &yes, sizeof(yes)}, {CKA_EXTRACTABLE, &no, sizeof(no)},
-        {CKA_SIGN, &yes, sizeof(yes)},      {CKA_DECRYPT, &yes, sizeof(yes)},
-        {CKA_UNWRAP, &no, sizeof(no)},      {CKA_LABEL, label, strlen(label)},
-        {CKA_ID, id, sizeof(id)},
-    };
-    CK_MECHANISM mechanism = {CKM_RSA_PKCS_KEY_PAIR_GEN, NULL, 0};
     CK_OBJECT_HANDLE public, private;
 
     t->rv = CKR_OK;
     if (bits < RSA_BITS_MIN || bits > RSA_BITS_MAX || bits % 8 != 0)
-        return trouble(t, LABEL_STATIC, "write 2048 to 4096 bits");
-    if (new_id(id) != KMS_OK ||
-        !CALL(t, C_GenerateKeyPair, rw, &mechanism, public_template,
-              sizeof(public_template) / sizeof(public_template[0]), private_template,
-              sizeof(private_template) / sizeof(private_template[0]), &public, &private))
-        return trouble(t, LABEL_STATIC, "cannot be made");
-    if (!is_alone(t, CKO_PRIVATE_KEY, CKK_RSA, LABEL_STATIC, id) || static_resolve(t) != KMS_OK ||
-        t->static_key == 0 || probe_static_key(t) != KMS_OK ||
-        rsa_sign_pss(t, digest, sig, &sig_len) != KMS_OK) {
-        trouble(t, LABEL_STATIC, "the new one did not prove itself, or somebody else made one too");
+        return trouble(t, label, "write 2048 to 4096 bits");
+    if (new_id(id) != KMS_OK || !pair_make(t, rw, HSM_STATIC, id, bits, &public, &private))
+        return trouble(t, label, "cannot be made");
+    if (!is_alone(t, HSM_STATIC, id) || static_resolve(t) != KMS_OK || t->static_key.handle == 0 ||
+        probe_static_key(t) != KMS_OK || rsa_sign_pss(t, digest, sig, &sig_len) != KMS_OK) {
+        trouble(t, label, "the new one did not prove itself, or somebody else made one too");
         pair_destroy(t, rw, public, private);
         return KMS_ERR_UNAVAILABLE;
     }
@@ -401,31 +505,33 @@ static int
 audit_make(struct token *t, CK_SESSION_HANDLE rw)
 {
     unsigned char id[HSM_ID_LEN], sig[64];
-    char label[] = LABEL_AUDIT;
+    char label[32];
+    size_t label_len = strlen(keys_label(HSM_AUDIT));
     CK_ATTRIBUTE public_template[] = {
         {CKA_TOKEN, &yes, sizeof(yes)},  {CKA_EC_PARAMS, ed25519_oid, sizeof(ed25519_oid)},
-        {CKA_VERIFY, &yes, sizeof(yes)}, {CKA_LABEL, label, strlen(label)},
+        {CKA_VERIFY, &yes, sizeof(yes)}, {CKA_LABEL, label, label_len},
         {CKA_ID, id, sizeof(id)},
     };
     CK_ATTRIBUTE private_template[] = {
         {CKA_TOKEN, &yes, sizeof(yes)},     {CKA_PRIVATE, &yes, sizeof(yes)},
         {CKA_SENSITIVE, &yes, sizeof(yes)}, {CKA_EXTRACTABLE, &no, sizeof(no)},
-        {CKA_SIGN, &yes, sizeof(yes)},      {CKA_LABEL, label, strlen(label)},
+        {CKA_SIGN, &yes, sizeof(yes)},      {CKA_LABEL, label, label_len},
         {CKA_ID, id, sizeof(id)},
     };
     CK_MECHANISM mechanism = {CKM_EC_EDWARDS_KEY_PAIR_GEN, NULL, 0};
     CK_OBJECT_HANDLE public, private;
 
+    memcpy(label, keys_label(HSM_AUDIT), label_len);
     if (new_id(id) != KMS_OK ||
         !CALL(t, C_GenerateKeyPair, rw, &mechanism, public_template,
               sizeof(public_template) / sizeof(public_template[0]), private_template,
               sizeof(private_template) / sizeof(private_template[0]), &public, &private))
-        return trouble(t, LABEL_AUDIT, "cannot be made");
+        return trouble(t, keys_label(HSM_AUDIT), "cannot be made");
     /* audit_sign verifies what it signs. */
-    if (!is_alone(t, CKO_PRIVATE_KEY, CKK_EC_EDWARDS, LABEL_AUDIT, id) ||
-        audit_resolve(t) != KMS_OK || t->audit_key == 0 ||
+    if (!is_alone(t, HSM_AUDIT, id) || audit_resolve(t) != KMS_OK || t->audit_key == 0 ||
         audit_sign(t, id, sizeof(id), sig) != KMS_OK) {
-        trouble(t, LABEL_AUDIT, "the new one did not prove itself, or somebody else made one too");
+        trouble(t, keys_label(HSM_AUDIT),
+                "the new one did not prove itself, or somebody else made one too");
         pair_destroy(t, rw, public, private);
         return KMS_ERR_UNAVAILABLE;
     }
@@ -444,7 +550,7 @@ keys_make(struct token *t, unsigned rsa_bits)
         return trouble(t, "token", "cannot be written to");
     if (t->root == NULL)
         err = root_make(t, rw);
-    if (err == KMS_OK && t->static_key == 0)
+    if (err == KMS_OK && t->static_key.handle == 0)
         err = static_make(t, rw, rsa_bits);
     if (err == KMS_OK && t->audit_key == 0 && t->can.eddsa)
         err = audit_make(t, rw);
@@ -453,7 +559,7 @@ keys_make(struct token *t, unsigned rsa_bits)
 }
 
 int
-keys_new_wrapping_key(struct token *t, unsigned char wrapped[HSM_WRAPPED_LEN],
+keys_new_wrapping_key(struct token *t, CK_OBJECT_HANDLE kek, unsigned char wrapped[HSM_WRAPPED_LEN],
                       unsigned char kcv[HSM_KCV_LEN])
 {
     CK_OBJECT_HANDLE key, back;
@@ -464,10 +570,10 @@ keys_new_wrapping_key(struct token *t, unsigned char wrapped[HSM_WRAPPED_LEN],
      * copy that cannot. */
     if ((err = token_generate_key(t, &key)) != KMS_OK)
         return err;
-    err = token_wrap_key(t, t->root->handle, key, wrapped);
+    err = token_wrap_key(t, kek, key, wrapped);
     token_destroy(t, key);
     for (int i = 0; i < 2 && err == KMS_OK; i++) {
-        if (token_unwrap_key(t, t->root->handle, wrapped, USE_SEAL_AND_WRAP, &back) != KMS_OK)
+        if (token_unwrap_key(t, kek, wrapped, USE_SEAL_AND_WRAP, &back) != KMS_OK)
             return KMS_ERR_UNAVAILABLE;
         err = keys_kcv(t, back, i == 0 ? first : kcv);
         token_destroy(t, back);

@@ -16,7 +16,7 @@ hsm_hsmd_SOURCES = \
 	hsm/harden.c hsm/harden.h \
 	hsm/hsmd.c \
 	hsm/keyring.c hsm/keyring.h \
-	hsm/keys.c hsm/probe.c hsm/rsa.c hsm/token.c hsm/token.h \
+	hsm/keys.c hsm/life.c hsm/probe.c hsm/rsa.c hsm/token.c hsm/token.h \
 	hsm/pool.c hsm/pool.h \
 	hsm/server.c hsm/server.h
 hsm_hsmd_CFLAGS = $(AM_CFLAGS) $(P11_CFLAGS) $(SECCOMP_CFLAGS) $(SYSTEMD_CFLAGS)

@@ -5,6 +5,9 @@
  * that hangs is killed; one that dies is replaced.  The part that it had goes to another one, item
  * by item, so that of a frame in which one item kills custodians only that item is lost; an item
  * that was with two when they died is refused.
+ *
+ * Forgetting and destroying a key are done by every custodian: each has a part of its own waiting.
+ * One that dies over it, or is sent home first, holds nothing any more either.
  */
 #include "hsm/pool.h"
 
@@ -33,6 +36,7 @@
 #define SPLIT_MIN   32 /* items from which two custodians are faster than one */
 #define QUICK_ITEMS 64 /* at a time: over a network, these too take milliseconds each */
 #define SLOW_ITEMS  4  /* of operations that take milliseconds: so many at a time */
+#define MOVE_ITEMS  16 /* of a rotation's, which has time and comes in thousands */
 #define START_CALLS                                                                                \
     10 /* how many times a call's limit a start may take: a dozen calls, login among them */
 #define INIT_MS      120000
@@ -60,6 +64,7 @@ struct custodian {
     pid_t pid;
     struct wire *wire;
     struct part *part; /* owned while BUSY */
+    struct parts own;  /* of what every custodian does: to be done next */
     struct event *watchdog;
 };
 
@@ -132,6 +137,13 @@ queue_of(enum frame_type type)
                    type == FRAME_RANDOM
                ? QUICK
                : SLOW;
+}
+
+/* What every custodian does. */
+static bool
+is_for_all(enum frame_type type)
+{
+    return type == FRAME_FORGET || type == FRAME_KEY_DESTROY;
 }
 
 static struct part *
@@ -231,11 +243,78 @@ part_orphaned(struct pool *p, struct part *part)
     queue_put(p, part, true);
 }
 
+/*
+ * A custodian did its part, or is no more (KMS_ERR_AGAIN).  The last one's answer is everybody's.
+ * That a key is forgotten is true when nobody is left; that it is destroyed somebody must have
+ * seen.
+ */
+static void
+all_done(struct pool *p, struct part *part, int err)
+{
+    struct request *r = part->r;
+
+    if (err == KMS_OK)
+        r->done++;
+    else if (err != KMS_ERR_AGAIN)
+        r->err = err;
+    if (r->parts == 1 && !r->over) {
+        if (r->err == KMS_OK && r->done == 0 && r->type == FRAME_KEY_DESTROY)
+            r->err = KMS_ERR_UNAVAILABLE;
+        p->s.answer(r, 0, r->count, r->err, NULL, NULL, 0);
+    }
+    part_free(p, part);
+}
+
+static void
+own_parts_end(struct custodian *c)
+{
+    struct part *part;
+
+    while ((part = TAILQ_FIRST(&c->own)) != NULL) {
+        TAILQ_REMOVE(&c->own, part, entry);
+        all_done(c->p, part, KMS_ERR_AGAIN);
+    }
+}
+
+/* A part for each that works.  One that is starting may have looked at the token before: it gets no
+ * work, and its successor looks again. */
+static int
+add_for_all(struct pool *p, struct request *r)
+{
+    struct part *part;
+    unsigned n = 0;
+
+    r->parts++; /* so that it lasts until the loop is done */
+    for (unsigned i = 0; i < p->s.custodians; i++) {
+        struct custodian *c = &p->custodians[i];
+
+        if (c->activity == STARTING)
+            c->wear = OUTDATED;
+        if (c->activity != IDLE && c->activity != BUSY)
+            continue;
+        if ((part = part_new(r, 0, r->count, 0)) == NULL) {
+            c->wear = OUTDATED; /* what it holds goes with it */
+            continue;
+        }
+        TAILQ_INSERT_TAIL(&c->own, part, entry);
+        n++;
+    }
+    r->parts--;
+    if (n == 0 && r->type == FRAME_KEY_DESTROY)
+        return KMS_ERR_UNAVAILABLE;
+    if (n == 0)
+        p->s.answer(r, 0, r->count, KMS_OK, NULL, NULL, 0);
+    tend_soon(p);
+    return KMS_OK;
+}
+
 int
 pool_add(struct pool *p, struct request *r)
 {
     struct part *part;
 
+    if (is_for_all(r->type))
+        return add_for_all(p, r);
     if (p->away)
         return KMS_ERR_UNAVAILABLE;
     if (p->waiting + r->count > WAITING_MAX)
@@ -323,6 +402,7 @@ custodian_leave(struct custodian *c, bool kill_it)
             kill(c->pid, SIGKILL);
     }
     c->pid = 0;
+    own_parts_end(c);
     tend_soon(c->p);
 }
 
@@ -358,6 +438,10 @@ custodian_gone(struct custodian *c, bool kill_it)
     struct part *part = c->part;
 
     c->part = NULL;
+    if (part != NULL && is_for_all(part->r->type)) {
+        TAILQ_INSERT_TAIL(&c->own, part, entry); /* ends with the others */
+        part = NULL;
+    }
     custodian_leave(c, kill_it);
     if (kill_it)
         p->counters.killed++;
@@ -452,8 +536,8 @@ on_report(struct custodian *c, const struct frame_head *head, const unsigned cha
         p->failures = 0;
         log_info("custodian: ready", "number%u", (unsigned long long)c->number, "pid%d",
                  (int)c->pid, NULL);
-    } else {
-        /* It made keys: the others have to find them. */
+    } else if (c->part == NULL || !is_for_all(c->part->r->type)) {
+        /* It made keys, or found that they are others now: the others have to find them. */
         for (unsigned i = 0; i < p->s.custodians; i++)
             if (&p->custodians[i] != c)
                 p->custodians[i].wear = OUTDATED;
@@ -482,6 +566,11 @@ frame_cb(void *ctx, const struct frame_head *head, const unsigned char *body, si
     c->part = NULL;
     c->activity = IDLE;
     event_del(c->watchdog);
+    if (is_for_all(part->r->type)) {
+        all_done(c->p, part, -(int)body[0]);
+        tend_soon(c->p);
+        return;
+    }
     if (!part->r->over)
         c->p->s.answer(part->r, part->first, part->count, KMS_OK, body,
                        len > fixed ? body + fixed : NULL, len - fixed);
@@ -538,30 +627,50 @@ custodian_start(struct custodian *c)
 
 /* --- feeding --- */
 
+/* Making an RSA key takes an HSM long. */
+static bool
+is_long(enum frame_type type)
+{
+    return type == FRAME_INIT || type == FRAME_IMPORT_PAIR;
+}
+
+/* Gives a part, which is in no queue, to an idle custodian.  false: no memory. */
+static bool
+hand_over(struct custodian *c, struct part *part)
+{
+    struct pool *p = c->p;
+    struct request *r = part->r;
+    size_t size = frame_item_size(r->type, FRAME_REQUEST_WAY);
+    size_t len = FRAME_HEAD_LEN + part->count * size;
+    struct frame_head head = {.len = (uint32_t)len,
+                              .type = (uint8_t)r->type,
+                              .count = (uint16_t)part->count,
+                              .seq = ++p->seq,
+                              .deadline_ms = (uint32_t)p->s.call_ms};
+    unsigned char *frame = wire_frame_new(len);
+
+    if (frame == NULL)
+        return false;
+    frame_head_put(&head, FRAME_REQUEST_WAY, frame);
+    memcpy(frame + FRAME_HEAD_LEN, r->items + part->first * size, part->count * size);
+    c->part = part;
+    c->activity = BUSY;
+    timer_start(c->watchdog, is_long(r->type) ? INIT_MS : p->s.call_ms);
+    if (wire_send(c->wire, frame, len) != KMS_OK)
+        custodian_gone(c, true);
+    return true;
+}
+
 /* Gives the part, or the front of it, to an idle custodian. */
 static void
 feed(struct custodian *c, struct part *part, unsigned take)
 {
     struct pool *p = c->p;
-    struct request *r = part->r;
-    size_t size = frame_item_size(r->type, FRAME_REQUEST_WAY);
-    size_t len = FRAME_HEAD_LEN + take * size;
-    struct frame_head head = {.len = (uint32_t)len,
-                              .type = (uint8_t)r->type,
-                              .count = (uint16_t)take,
-                              .seq = ++p->seq,
-                              .deadline_ms = (uint32_t)p->s.call_ms};
-    unsigned char *frame = wire_frame_new(len);
     struct part *mine = part;
 
     queue_take(p, part);
-    if (frame == NULL) {
-        part_refuse(p, part, KMS_ERR_NOMEM);
-        return;
-    }
     if (take < part->count) {
-        if ((mine = part_new(r, part->first, take, part->deaths)) == NULL) {
-            wire_frame_free(frame, len);
+        if ((mine = part_new(part->r, part->first, take, part->deaths)) == NULL) {
             part_refuse(p, part, KMS_ERR_NOMEM);
             return;
         }
@@ -569,13 +678,27 @@ feed(struct custodian *c, struct part *part, unsigned take)
         part->count -= take;
         queue_put(p, part, true);
     }
-    frame_head_put(&head, FRAME_REQUEST_WAY, frame);
-    memcpy(frame + FRAME_HEAD_LEN, r->items + mine->first * size, take * size);
-    c->part = mine;
-    c->activity = BUSY;
-    timer_start(c->watchdog, r->type == FRAME_INIT ? INIT_MS : p->s.call_ms);
-    if (wire_send(c->wire, frame, len) != KMS_OK)
-        custodian_gone(c, true);
+    if (!hand_over(c, mine))
+        part_refuse(p, mine, KMS_ERR_NOMEM);
+}
+
+/* What every custodian does comes before all else.  Where it cannot be handed over, what the
+ * custodian holds goes with the custodian. */
+static void
+feed_own(struct pool *p)
+{
+    for (unsigned i = 0; i < p->s.custodians; i++) {
+        struct custodian *c = &p->custodians[i];
+        struct part *part = TAILQ_FIRST(&c->own);
+
+        if (c->activity != IDLE || part == NULL)
+            continue;
+        TAILQ_REMOVE(&c->own, part, entry);
+        if (!hand_over(c, part)) {
+            TAILQ_INSERT_HEAD(&c->own, part, entry);
+            custodian_gone(c, true);
+        }
+    }
 }
 
 static unsigned
@@ -590,6 +713,8 @@ portion(const struct pool *p, const struct part *part, unsigned idle)
 {
     unsigned share = (part->count + idle - 1) / idle;
 
+    if (part->r->type == FRAME_REWRAP || part->r->type == FRAME_RESEAL)
+        return smaller(share, MOVE_ITEMS);
     if (queue_of(part->r->type) == SLOW)
         return smaller(share, SLOW_ITEMS);
     /* Only where nothing else waits for the other one. */
@@ -638,7 +763,7 @@ tend_cb(evutil_socket_t fd, short what, void *arg)
         }
         if (c->activity == OFF && off == NULL)
             off = c;
-        if (c->activity == IDLE && c->wear == WORN)
+        if (c->activity == IDLE && c->wear == WORN && TAILQ_EMPTY(&c->own))
             worn = c;
         starting |= c->activity == STARTING;
     }
@@ -655,6 +780,7 @@ tend_cb(evutil_socket_t fd, short what, void *arg)
     } else if (p->stopped && !starting && !p->away && pool_working(p) == 0) {
         check_away(p);
     }
+    feed_own(p);
     feed_all(p);
 }
 
@@ -705,6 +831,7 @@ pool_new(struct event_base *base, const struct pool_settings *s)
     for (unsigned i = 0; i < s->custodians; i++) {
         p->custodians[i].p = p;
         p->custodians[i].number = i + 1;
+        TAILQ_INIT(&p->custodians[i].own);
         if ((p->custodians[i].watchdog = evtimer_new(base, watchdog_cb, &p->custodians[i])) ==
             NULL) {
             pool_free(p);

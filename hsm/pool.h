@@ -24,6 +24,8 @@ struct request {
     unsigned count;
     const unsigned char *items; /* as they came */
     unsigned parts;             /* in the pool still; the pool's */
+    unsigned done;              /* of what every custodian does: how many did; the pool's */
+    int err;                    /* likewise: what one of them said against it */
     bool over;                  /* the client was answered: what comes back is thrown away */
 };
 

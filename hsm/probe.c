@@ -229,12 +229,12 @@ probe_token(struct token *t)
 int
 probe_static_key(struct token *t)
 {
-    bool raw1 = rsa_probe(t, HSM_OAEP_SHA1, true) == KMS_OK;
-    bool raw256 = rsa_probe(t, HSM_OAEP_SHA256, true) == KMS_OK;
+    bool raw1 = rsa_probe(t, &t->static_key, HSM_OAEP_SHA1, true) == KMS_OK;
+    bool raw256 = rsa_probe(t, &t->static_key, HSM_OAEP_SHA256, true) == KMS_OK;
 
     t->can.raw_rsa = raw1 && raw256;
-    t->can.oaep_sha1 = rsa_probe(t, HSM_OAEP_SHA1, false) == KMS_OK;
-    t->can.oaep_sha256 = rsa_probe(t, HSM_OAEP_SHA256, false) == KMS_OK;
+    t->can.oaep_sha1 = rsa_probe(t, &t->static_key, HSM_OAEP_SHA1, false) == KMS_OK;
+    t->can.oaep_sha256 = rsa_probe(t, &t->static_key, HSM_OAEP_SHA256, false) == KMS_OK;
     if (!t->can.raw_rsa && (!t->can.oaep_sha1 || !t->can.oaep_sha256))
         return unfit(t, "the static key opens neither RSA-OAEP with both hashes nor raw RSA");
     return KMS_OK;
@@ -249,18 +249,22 @@ canary_new(struct token *t)
     CK_OBJECT_HANDLE key;
     int err;
 
+    if (t->canary != 0)
+        token_destroy(t, t->canary);
+    t->canary = 0;
+    t->canary_root = t->root != NULL ? t->root->handle : 0;
     if (t->known_key == 0 && known_object(t, kat_data, false, &t->known_key) != KMS_OK)
         t->known_key = 0;
     for (unsigned i = 0; i < t->roots_n; i++)
-        if (keys_kcv(t, t->roots[i].handle, t->roots[i].kcv) != KMS_OK)
+        if (keys_kcv(t, t->keks[i].handle, t->keks[i].kcv) != KMS_OK)
             t->known_key = 0; /* it takes a known key, and does not wrap it: no check values then */
     if ((err = token_generate_key(t, &key)) != KMS_OK)
         return err;
-    if (t->root != NULL) {
-        err = token_wrap_key(t, t->root->handle, key, t->canary_wrapped);
+    if (t->canary_root != 0) {
+        err = token_wrap_key(t, t->canary_root, key, t->canary_wrapped);
         token_destroy(t, key);
-        if (err != KMS_OK || (err = token_unwrap_key(t, t->root->handle, t->canary_wrapped,
-                                                     USE_SEAL, &key)) != KMS_OK)
+        if (err != KMS_OK || (err = token_unwrap_key(t, t->canary_root, t->canary_wrapped, USE_SEAL,
+                                                     &key)) != KMS_OK)
             return KMS_ERR_UNAVAILABLE;
     }
     t->canary = key;
@@ -283,8 +287,8 @@ canary_sings(struct token *t, bool full)
         ok = token_open_sealed(t, t->canary, canary_aad, sizeof(canary_aad), t->canary_nonce,
                                t->canary_ct, back) == KMS_OK &&
              memcmp(back, canary_plain, sizeof(back)) == 0;
-    if (ok && t->root != NULL && (full || t->setup->custody_process)) {
-        ok = token_unwrap_key(t, t->root->handle, t->canary_wrapped, USE_SEAL, &key) == KMS_OK;
+    if (ok && t->canary_root != 0 && (full || t->setup->custody_process)) {
+        ok = token_unwrap_key(t, t->canary_root, t->canary_wrapped, USE_SEAL, &key) == KMS_OK;
         if (ok)
             token_destroy(t, key);
     }

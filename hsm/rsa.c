@@ -1,5 +1,5 @@
 /*
- * rsa.c - the static and the audit key's operations.
+ * rsa.c - operations of the RSA keys and of the audit key.
  *
  * Opening RSA-OAEP must tell nobody whether the padding was right (RFC 7516 11.5): not by its
  * result, and not by its time.  So whatever comes, one private operation on a well-formed number is
@@ -18,6 +18,7 @@
 #include <openssl/param_build.h>
 #include <openssl/rand.h>
 #include <openssl/rsa.h>
+#include <openssl/x509.h>
 #include <string.h>
 
 #include "proto/err.h"
@@ -48,44 +49,56 @@ choose(unsigned char good, unsigned char out[HSM_KEY_LEN], const unsigned char y
 /* The private operation by itself: any code but CKR_OK is the token's fault.  em has the modulus'
  * length. */
 static int
-raw_decrypt(struct token *t, unsigned char *in, unsigned char *em)
+raw_decrypt(struct token *t, const struct rsa_key *key, unsigned char *in, unsigned char *em)
 {
     CK_MECHANISM mechanism = {CKM_RSA_X_509, NULL, 0};
-    CK_ULONG len = t->static_n_len;
+    CK_ULONG len = key->n_len;
 
-    if (!CALL(t, C_DecryptInit, t->session, &mechanism, t->static_key) ||
-        !CALL(t, C_Decrypt, t->session, in, t->static_n_len, em, &len) || len > t->static_n_len)
+    if (!CALL(t, C_DecryptInit, t->session, &mechanism, key->handle) ||
+        !CALL(t, C_Decrypt, t->session, in, key->n_len, em, &len) || len > key->n_len)
         return KMS_ERR_UNAVAILABLE;
-    if (len < t->static_n_len) { /* a module that drops leading zeros */
-        memmove(em + t->static_n_len - len, em, len);
-        memset(em, 0, t->static_n_len - len);
+    if (len < key->n_len) { /* a module that drops leading zeros */
+        memmove(em + key->n_len - len, em, len);
+        memset(em, 0, key->n_len - len);
     }
     return KMS_OK;
 }
 
+/* *n: the length of what was sealed, negative where the padding is wrong. */
 static int
-open_raw(struct token *t, enum hsm_oaep hash, unsigned char *in, unsigned char *good,
-         unsigned char out[HSM_KEY_LEN])
+raw_open(struct token *t, const struct rsa_key *key, enum hsm_oaep hash, unsigned char *in,
+         unsigned char plain[HSM_RSA_MAX], int *n)
 {
-    unsigned char em[HSM_RSA_MAX] = {0}, plain[HSM_RSA_MAX] = {0};
-    int err, n;
+    unsigned char em[HSM_RSA_MAX] = {0};
+    int err, len = (int)key->n_len;
 
-    if ((err = raw_decrypt(t, in, em)) == KMS_OK) {
-        n = RSA_padding_check_PKCS1_OAEP_mgf1(plain, (int)t->static_n_len, em, (int)t->static_n_len,
-                                              (int)t->static_n_len, NULL, 0, hash_md(hash),
-                                              hash_md(hash));
-        *good = mask_equal((size_t)n, HSM_KEY_LEN);
-        memcpy(out, plain, HSM_KEY_LEN);
+    if ((err = raw_decrypt(t, key, in, em)) == KMS_OK) {
+        *n = RSA_padding_check_PKCS1_OAEP_mgf1(plain, len, em, len, len, NULL, 0, hash_md(hash),
+                                               hash_md(hash));
         ERR_clear_error();
     }
     OPENSSL_cleanse(em, sizeof(em));
+    return err;
+}
+
+static int
+open_raw(struct token *t, const struct rsa_key *key, enum hsm_oaep hash, unsigned char *in,
+         unsigned char *good, unsigned char out[HSM_KEY_LEN])
+{
+    unsigned char plain[HSM_RSA_MAX] = {0};
+    int err, n;
+
+    if ((err = raw_open(t, key, hash, in, plain, &n)) == KMS_OK) {
+        *good = mask_equal((size_t)n, HSM_KEY_LEN);
+        memcpy(out, plain, HSM_KEY_LEN);
+    }
     OPENSSL_cleanse(plain, sizeof(plain));
     return err;
 }
 
 static int
-open_native(struct token *t, enum hsm_oaep hash, unsigned char *in, unsigned char *good,
-            unsigned char out[HSM_KEY_LEN])
+open_native(struct token *t, const struct rsa_key *key, enum hsm_oaep hash, unsigned char *in,
+            unsigned char *good, unsigned char out[HSM_KEY_LEN])
 {
     CK_RSA_PKCS_OAEP_PARAMS params = {
         .hashAlg = hash == HSM_OAEP_SHA256 ? CKM_SHA256 : CKM_SHA_1,
@@ -96,9 +109,9 @@ open_native(struct token *t, enum hsm_oaep hash, unsigned char *in, unsigned cha
     unsigned char plain[HSM_RSA_MAX] = {0};
     CK_ULONG len = sizeof(plain);
 
-    if (!CALL(t, C_DecryptInit, t->session, &mechanism, t->static_key))
+    if (!CALL(t, C_DecryptInit, t->session, &mechanism, key->handle))
         return KMS_ERR_UNAVAILABLE;
-    CALL(t, C_Decrypt, t->session, in, t->static_n_len, plain, &len);
+    CALL(t, C_Decrypt, t->session, in, key->n_len, plain, &len);
     *good = mask_equal(t->rv, CKR_OK) & mask_equal(len, HSM_KEY_LEN);
     memcpy(out, plain, HSM_KEY_LEN);
     OPENSSL_cleanse(plain, sizeof(plain));
@@ -113,6 +126,7 @@ rsa_oaep_open(struct token *t, enum hsm_oaep hash, const unsigned char *ek, size
 {
     unsigned char in[HSM_RSA_MAX] = {0}, opened[HSM_KEY_LEN];
     unsigned char fits, good = 0;
+    const struct rsa_key *key = &t->static_key;
     bool own = hash == HSM_OAEP_SHA256 ? t->can.oaep_sha256 : t->can.oaep_sha1;
     int err;
 
@@ -120,27 +134,50 @@ rsa_oaep_open(struct token *t, enum hsm_oaep hash, const unsigned char *ek, size
         return KMS_ERR_UNAVAILABLE;
     /* The modulus is public, so this comparison may show; the token is to be given something to
      * work on all the same. */
-    fits = ek_len == t->static_n_len && memcmp(ek, t->static_n, ek_len) < 0 ? 0xff : 0;
+    fits = ek_len == key->n_len && memcmp(ek, key->n, ek_len) < 0 ? 0xff : 0;
     if (fits)
         memcpy(in, ek, ek_len);
     else
-        in[t->static_n_len - 1] = 2;
+        in[key->n_len - 1] = 2;
     if (own && (t->setup->oaep_token || !t->can.raw_rsa))
-        err = open_native(t, hash, in, &good, opened);
+        err = open_native(t, key, hash, in, &good, opened);
     else
-        err = open_raw(t, hash, in, &good, opened);
+        err = open_raw(t, key, hash, in, &good, opened);
     if (err == KMS_OK)
         choose(good & fits, cek, opened);
     OPENSSL_cleanse(opened, sizeof(opened));
     return err;
 }
 
+/* Wrong padding is told here: who imports is an administrator, and is told what was wrong. */
+int
+rsa_open_main_key(struct token *t, const struct rsa_key *key, const unsigned char *ek,
+                  size_t ek_len, unsigned char out[HSM_KEY_LEN], size_t *len)
+{
+    unsigned char in[HSM_RSA_MAX] = {0}, plain[HSM_RSA_MAX] = {0};
+    int err, n = -1;
+
+    if (ek_len != key->n_len || memcmp(ek, key->n, ek_len) >= 0)
+        return KMS_ERR_CRYPTO;
+    memcpy(in, ek, ek_len);
+    if ((err = raw_open(t, key, HSM_OAEP_SHA256, in, plain, &n)) == KMS_OK) {
+        if (n < 0)
+            err = KMS_ERR_CRYPTO;
+        else if (n != 16 && n != HSM_KEY_LEN)
+            err = KMS_ERR_LENGTH;
+        else
+            memcpy(out, plain, *len = (size_t)n);
+    }
+    OPENSSL_cleanse(plain, sizeof(plain));
+    return err;
+}
+
 static EVP_PKEY *
-static_public(const struct token *t)
+public_half(const struct rsa_key *k)
 {
     OSSL_PARAM_BLD *build = OSSL_PARAM_BLD_new();
-    BIGNUM *n = BN_bin2bn(t->static_n, (int)t->static_n_len, NULL);
-    BIGNUM *e = BN_bin2bn(t->static_e, (int)t->static_e_len, NULL);
+    BIGNUM *n = BN_bin2bn(k->n, (int)k->n_len, NULL);
+    BIGNUM *e = BN_bin2bn(k->e, (int)k->e_len, NULL);
     EVP_PKEY_CTX *ctx = EVP_PKEY_CTX_new_from_name(NULL, "RSA", NULL);
     OSSL_PARAM *params = NULL;
     EVP_PKEY *key = NULL;
@@ -160,32 +197,56 @@ static_public(const struct token *t)
 }
 
 int
-rsa_probe(struct token *t, enum hsm_oaep hash, bool raw)
+rsa_public_der(const struct rsa_key *key, unsigned char *der, size_t max, size_t *len)
 {
-    unsigned char known[HSM_KEY_LEN], ek[HSM_RSA_MAX], back[HSM_KEY_LEN], good = 0;
-    EVP_PKEY *key = static_public(t);
-    EVP_PKEY_CTX *ctx = key != NULL ? EVP_PKEY_CTX_new(key, NULL) : NULL;
-    size_t len = sizeof(ek);
-    int err = KMS_ERR_UNAVAILABLE;
+    EVP_PKEY *public = public_half(key);
+    int n = public != NULL ? i2d_PUBKEY(public, NULL) : -1;
 
-    if (ctx != NULL && RAND_bytes(known, sizeof(known)) == 1 && EVP_PKEY_encrypt_init(ctx) == 1 &&
+    if (n > 0 && (size_t)n <= max)
+        *len = (size_t)i2d_PUBKEY(public, &der);
+    EVP_PKEY_free(public);
+    return n > 0 && (size_t)n <= max ? KMS_OK : KMS_ERR_INTERNAL;
+}
+
+int
+rsa_seal(const struct rsa_key *k, enum hsm_oaep hash, const unsigned char in[HSM_KEY_LEN],
+         unsigned char ek[HSM_RSA_MAX])
+{
+    EVP_PKEY *key = public_half(k);
+    EVP_PKEY_CTX *ctx = key != NULL ? EVP_PKEY_CTX_new(key, NULL) : NULL;
+    size_t len = HSM_RSA_MAX;
+    int err = KMS_ERR_INTERNAL;
+
+    if (ctx != NULL && EVP_PKEY_encrypt_init(ctx) == 1 &&
         EVP_PKEY_CTX_set_rsa_padding(ctx, RSA_PKCS1_OAEP_PADDING) == 1 &&
         EVP_PKEY_CTX_set_rsa_oaep_md(ctx, hash_md(hash)) == 1 &&
         EVP_PKEY_CTX_set_rsa_mgf1_md(ctx, hash_md(hash)) == 1 &&
-        EVP_PKEY_encrypt(ctx, ek, &len, known, sizeof(known)) == 1 && len == t->static_n_len)
-        err = raw ? open_raw(t, hash, ek, &good, back) : open_native(t, hash, ek, &good, back);
-    if (err == KMS_OK && (!good || memcmp(back, known, sizeof(known)) != 0))
-        err = KMS_ERR_CRYPTO;
+        EVP_PKEY_encrypt(ctx, ek, &len, in, HSM_KEY_LEN) == 1 && len == k->n_len)
+        err = KMS_OK;
     ERR_clear_error();
     EVP_PKEY_CTX_free(ctx);
     EVP_PKEY_free(key);
     return err;
 }
 
+int
+rsa_probe(struct token *t, const struct rsa_key *key, enum hsm_oaep hash, bool raw)
+{
+    unsigned char known[HSM_KEY_LEN], ek[HSM_RSA_MAX], back[HSM_KEY_LEN], good = 0;
+    int err = KMS_ERR_UNAVAILABLE;
+
+    if (RAND_bytes(known, sizeof(known)) == 1 && rsa_seal(key, hash, known, ek) == KMS_OK)
+        err = raw ? open_raw(t, key, hash, ek, &good, back)
+                  : open_native(t, key, hash, ek, &good, back);
+    if (err == KMS_OK && (!good || memcmp(back, known, sizeof(known)) != 0))
+        err = KMS_ERR_CRYPTO;
+    return err;
+}
+
 bool
 rsa_canary_sings(struct token *t)
 {
-    return rsa_probe(t, HSM_OAEP_SHA1, t->can.raw_rsa) == KMS_OK;
+    return rsa_probe(t, &t->static_key, HSM_OAEP_SHA1, t->can.raw_rsa) == KMS_OK;
 }
 
 int
@@ -197,8 +258,8 @@ rsa_sign_pss(struct token *t, const unsigned char digest[32], unsigned char *sig
     CK_ULONG n = HSM_RSA_MAX;
 
     memcpy(in, digest, sizeof(in));
-    if (!CALL(t, C_SignInit, t->session, &mechanism, t->static_key) ||
-        !CALL(t, C_Sign, t->session, in, sizeof(in), sig, &n) || n != t->static_n_len)
+    if (!CALL(t, C_SignInit, t->session, &mechanism, t->static_key.handle) ||
+        !CALL(t, C_Sign, t->session, in, sizeof(in), sig, &n) || n != t->static_key.n_len)
         return KMS_ERR_UNAVAILABLE;
     *len = n;
     return KMS_OK;

@@ -204,11 +204,24 @@ static void
 counters_json(const struct server *s, json_t *j)
 {
     static const char *const names[FRAME_TYPES] = {
-        [FRAME_GENERATE] = "generate", [FRAME_WRAP] = "wrap",
-        [FRAME_UNWRAP] = "unwrap",     [FRAME_OAEP] = "oaep_open",
-        [FRAME_PSS] = "sign_pss",      [FRAME_AUDIT] = "sign_audit",
-        [FRAME_RANDOM] = "random",     [FRAME_WRAPPING_KEY] = "wrapping_key_new",
+        [FRAME_GENERATE] = "generate",
+        [FRAME_WRAP] = "wrap",
+        [FRAME_UNWRAP] = "unwrap",
+        [FRAME_OAEP] = "oaep_open",
+        [FRAME_PSS] = "sign_pss",
+        [FRAME_AUDIT] = "sign_audit",
+        [FRAME_RANDOM] = "random",
+        [FRAME_WRAPPING_KEY] = "wrapping_key_new",
         [FRAME_INIT] = "init",
+        [FRAME_KEY_NEW] = "key_new",
+        [FRAME_KEY_DESTROY] = "key_destroy",
+        [FRAME_FORGET] = "forget",
+        [FRAME_LIST] = "list",
+        [FRAME_IMPORT_PAIR] = "import_pair",
+        [FRAME_IMPORT] = "import",
+        [FRAME_WRAPPING_KEY_UNDER] = "wrapping_key_new_under",
+        [FRAME_REWRAP] = "rewrap",
+        [FRAME_RESEAL] = "reseal",
     };
     const struct pool_counters *n = pool_counters(s->pool);
     json_t *items = json_object();

@@ -193,7 +193,7 @@ token_new_session(struct token *t)
     if (t->session != 0)
         CALL(t, C_CloseSession, t->session);
     t->session = 0;
-    t->known_key = t->canary = 0;
+    t->known_key = t->canary = t->canary_root = 0;
     return session_fill(t);
 }
 
@@ -205,7 +205,7 @@ token_login_again(struct token *t, enum frame_state *state)
         CALL(t, C_CloseSession, t->session);
     CALL(t, C_CloseSession, t->anchor);
     t->session = t->anchor = 0;
-    t->known_key = t->canary = 0;
+    t->known_key = t->canary = t->canary_root = 0;
     if (!CALL(t, C_OpenSession, t->slot, CKF_SERIAL_SESSION, NULL, NULL, &t->anchor))
         return KMS_ERR_UNAVAILABLE;
     if ((*state = login(t)) != FRAME_STATE_READY)
@@ -233,9 +233,9 @@ token_open(struct token *t, const struct setup *setup)
         return FRAME_STATE_UNFIT;
     if (keys_resolve(t) != KMS_OK || canary_new(t) != KMS_OK)
         return trouble(t, FRAME_STATE_ABSENT, "the token's keys cannot be used");
-    if (t->static_key != 0 && probe_static_key(t) != KMS_OK)
+    if (t->static_key.handle != 0 && probe_static_key(t) != KMS_OK)
         return FRAME_STATE_UNFIT;
-    return t->root != NULL && t->static_key != 0 ? FRAME_STATE_READY : FRAME_STATE_EMPTY;
+    return t->root != NULL && t->static_key.handle != 0 ? FRAME_STATE_READY : FRAME_STATE_EMPTY;
 }
 
 void
@@ -256,15 +256,15 @@ token_unwrap_key(struct token *t, CK_OBJECT_HANDLE root,
 {
     CK_OBJECT_CLASS class = CKO_SECRET_KEY;
     CK_KEY_TYPE type = CKK_AES;
-    CK_BBOOL readable = use == USE_READ, seals = use != USE_READ, wraps = use == USE_SEAL_AND_WRAP,
-             hidden = use != USE_READ;
+    CK_BBOOL hidden = use != USE_READ, wraps = use == USE_SEAL_AND_WRAP,
+             seals = use == USE_SEAL || wraps, leaves = !seals;
     CK_ATTRIBUTE template[] = {
         {CKA_CLASS, &class, sizeof(class)},
         {CKA_KEY_TYPE, &type, sizeof(type)},
         {CKA_TOKEN, &no, sizeof(no)},
         {CKA_PRIVATE, &yes, sizeof(yes)},
         {CKA_SENSITIVE, &hidden, sizeof(hidden)},
-        {CKA_EXTRACTABLE, &readable, sizeof(readable)},
+        {CKA_EXTRACTABLE, &leaves, sizeof(leaves)},
         {CKA_ENCRYPT, &seals, sizeof(seals)},
         {CKA_DECRYPT, &seals, sizeof(seals)},
         {CKA_WRAP, &wraps, sizeof(wraps)},

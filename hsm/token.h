@@ -21,9 +21,9 @@
 #include "hsm/hsm.h"
 #include "hsm/setup.h"
 
-#define TOKEN_ROOTS_MAX 32
-#define GCM_NONCE_LEN   12
-#define GCM_TAG_LEN     16
+#define TOKEN_KEKS_MAX 2048 /* roots, main and period keys: HSMs are slow with many objects */
+#define GCM_NONCE_LEN  12
+#define GCM_TAG_LEN    16
 
 /* How the token treats the nonce of an AES-GCM encryption. */
 enum nonce_habit {
@@ -44,12 +44,24 @@ struct token_can {
     bool pss;
     bool eddsa;
     bool rsa_generate, aes_generate;
+    /* RSA-OAEP-SHA-256 unwraps an AES key in the token; asked when a main key is first imported. */
+    enum { NOT_ASKED, ABLE, UNABLE } oaep_unwrap;
 };
 
-struct root {
+/* An AES key in the token that wraps others: a root, a main or a period key. */
+struct kek {
     unsigned char id[HSM_ID_LEN];
     CK_OBJECT_HANDLE handle;
-    unsigned char kcv[HSM_KCV_LEN];
+    enum hsm_kind kind;
+    unsigned char kcv[HSM_KCV_LEN]; /* of roots */
+};
+
+/* An RSA pair in the token. */
+struct rsa_key {
+    CK_OBJECT_HANDLE handle; /* of the private half; 0: none */
+    unsigned char id[HSM_ID_LEN];
+    unsigned char n[HSM_RSA_MAX], e[8];
+    size_t n_len, e_len;
 };
 
 struct token {
@@ -64,20 +76,18 @@ struct token {
     char trouble[128]; /* why token_open or keys_make failed, for people */
     struct token_can can;
     /* Resolved for this session; handles die with it. */
-    struct root roots[TOKEN_ROOTS_MAX];
-    unsigned roots_n;
-    struct root *root;           /* the current one, NULL: none yet */
-    CK_OBJECT_HANDLE static_key; /* 0: none yet */
-    unsigned char static_id[HSM_ID_LEN];
-    unsigned char static_n[HSM_RSA_MAX], static_e[8];
-    size_t static_n_len, static_e_len;
+    struct kek keks[TOKEN_KEKS_MAX]; /* roots first, oldest first */
+    unsigned keks_n, roots_n;
+    bool looked;                /* since this was unset, keks is as the token is */
+    const struct kek *root;     /* the current one, NULL: none yet */
+    struct rsa_key static_key;  /* handle 0: none yet */
     CK_OBJECT_HANDLE audit_key; /* 0: none */
     unsigned char audit_id[HSM_ID_LEN];
     unsigned char audit_public[32];
     CK_OBJECT_HANDLE
     known_key; /* session object with the value of RFC 3394 4.6; 0: not allowed here */
     /* The canary: something that must work whatever a caller sends (probe.c). */
-    CK_OBJECT_HANDLE canary;
+    CK_OBJECT_HANDLE canary, canary_root;
     unsigned char canary_wrapped[HSM_WRAPPED_LEN];
     unsigned char canary_nonce[GCM_NONCE_LEN], canary_ct[HSM_KEY_LEN + GCM_TAG_LEN];
     unsigned char last_nonce[GCM_NONCE_LEN]; /* that the token made */
@@ -110,23 +120,84 @@ int canary_new(struct token *t);
 /* Whether the token does for us what it did before.  full: the root too. */
 bool canary_sings(struct token *t, bool full);
 
-/* keys.c: fills roots, static_key and audit_key.  KMS_OK, KMS_ERR_UNAVAILABLE. */
+/* keys.c: fills keks, static_key and audit_key.  KMS_OK, KMS_ERR_UNAVAILABLE. */
 int keys_resolve(struct token *t);
+/* keks alone. */
+int keks_resolve(struct token *t);
 /* Makes and proves what is missing; then keys_resolve is due.  rsa_bits 0: as set up.  Else
  * t->trouble says why not. */
 int keys_make(struct token *t, unsigned rsa_bits);
-/* A new wrapping key under the current root, proved by a round trip. */
-int keys_new_wrapping_key(struct token *t, unsigned char wrapped[HSM_WRAPPED_LEN],
-                          unsigned char kcv[HSM_KCV_LEN]);
+/* A new wrapping key under this one, proved by a round trip. */
+int keys_new_wrapping_key(struct token *t, CK_OBJECT_HANDLE kek,
+                          unsigned char wrapped[HSM_WRAPPED_LEN], unsigned char kcv[HSM_KCV_LEN]);
 /* The key check value of a key that may wrap.  Zero where the token does not let us: see
  * hsm/README.md. */
 int keys_kcv(struct token *t, CK_OBJECT_HANDLE key, unsigned char kcv[HSM_KCV_LEN]);
-/* Borrowed.  NULL: no such root. */
-const struct root *keys_root(const struct token *t, const unsigned char id[HSM_ID_LEN]);
+/* The root, main or period key of this id, which is looked for in the token once since `looked` was
+ * unset.  Borrowed until keks are resolved.  KMS_OK, KMS_ERR_NOT_FOUND, KMS_ERR_UNAVAILABLE. */
+int keys_kek(struct token *t, const unsigned char id[HSM_ID_LEN], const struct kek **out);
 void keys_to_info(const struct token *t, struct hsm_info *info);
 
+/* The parts that keys.c and life.c share. */
+struct found {
+    CK_OBJECT_HANDLE handle;
+    unsigned char id[HSM_ID_LEN];
+};
+const char *keys_label(enum hsm_kind kind);
+/* The objects of a kind (and id, if not NULL) whose CKA_ID has our length, by id.  class: the
+ * kind's own (keys_class), or CKO_PUBLIC_KEY. */
+int keys_find(struct token *t, enum hsm_kind kind, CK_OBJECT_CLASS class, const unsigned char *id,
+              struct found *out, unsigned max, unsigned *n);
+CK_OBJECT_CLASS keys_class(enum hsm_kind kind);
+/* A key that could leave the token is none of ours, whatever its label says. */
+bool keys_is_kept(struct token *t, CK_OBJECT_HANDLE key);
+/* Makes a root, main or period key, of the token or of this session only; true as CALL is.  Where
+ * its value comes from: */
+struct kek_source {
+    enum { KEK_GENERATED, KEK_GIVEN, KEK_UNWRAPPED } how;
+    const unsigned char *bytes; /* given: the key; unwrapped: RSA-OAEP-SHA-256 of it */
+    size_t len;
+    CK_OBJECT_HANDLE pair; /* unwrapped */
+};
+bool kek_make(struct token *t, CK_SESSION_HANDLE session, enum hsm_kind kind,
+              const unsigned char id[HSM_ID_LEN], bool lasting, const struct kek_source *from,
+              CK_OBJECT_HANDLE *key);
+/* Proves that it wraps, unwraps and stays the same. */
+int kek_prove(struct token *t, CK_OBJECT_HANDLE key, unsigned char kcv[HSM_KCV_LEN]);
+/* A new pair; proving it is the caller's. */
+bool pair_make(struct token *t, CK_SESSION_HANDLE rw, enum hsm_kind kind,
+               const unsigned char id[HSM_ID_LEN], CK_ULONG bits, CK_OBJECT_HANDLE *public,
+               CK_OBJECT_HANDLE *private);
+void pair_destroy(struct token *t, CK_SESSION_HANDLE rw, CK_OBJECT_HANDLE public,
+                  CK_OBJECT_HANDLE private);
+/* Handle, id and public half of a private key. */
+int rsa_key_read(struct token *t, const struct found *f, struct rsa_key *out);
+
+/*
+ * life.c: keys that come and go.  Besides the codes above: KMS_ERR_STATE, KMS_ERR_LIMIT (the token
+ * refuses to make or destroy it, and may be right), and those of hsm_import.
+ */
+int life_key_new(struct token *t, enum hsm_kind kind, const unsigned char id[HSM_ID_LEN],
+                 unsigned char kcv[HSM_KCV_LEN]);
+int life_key_destroy(struct token *t, enum hsm_kind kind, const unsigned char id[HSM_ID_LEN]);
+int life_list(struct token *t, enum hsm_kind kind, const unsigned char after[HSM_ID_LEN],
+              struct frame_answer *a);
+int life_import_pair(struct token *t, const unsigned char id[HSM_ID_LEN], unsigned bits,
+                     struct frame_answer *a);
+int life_import(struct token *t, const unsigned char id[HSM_ID_LEN],
+                const unsigned char pair[HSM_ID_LEN], bool allow_128, const unsigned char *ek,
+                size_t len, unsigned char kcv[HSM_KCV_LEN]);
+int life_rewrap(struct token *t, const unsigned char from[HSM_ID_LEN],
+                const unsigned char to[HSM_ID_LEN], const unsigned char wrapped[HSM_WRAPPED_LEN],
+                unsigned char out[HSM_WRAPPED_LEN]);
+
 /* What an unwrapped key may do. */
-enum key_use { USE_SEAL, USE_SEAL_AND_WRAP, USE_READ };
+enum key_use {
+    USE_SEAL,
+    USE_SEAL_AND_WRAP,
+    USE_MOVE, /* to be wrapped by another, and nothing else: modules want it extractable for that */
+    USE_READ
+};
 /* An RFC 3394 blob into a session object.  KMS_OK, KMS_ERR_CRYPTO. */
 int token_unwrap_key(struct token *t, CK_OBJECT_HANDLE root,
                      const unsigned char wrapped[HSM_WRAPPED_LEN], enum key_use use,
@@ -150,11 +221,20 @@ int token_open_sealed(struct token *t, CK_OBJECT_HANDLE key, const unsigned char
 /* rsa.c.  Always fills cek; KMS_ERR_UNAVAILABLE says nothing about the padding. */
 int rsa_oaep_open(struct token *t, enum hsm_oaep hash, const unsigned char *ek, size_t ek_len,
                   unsigned char cek[HSM_KEY_LEN]);
+/* A main key, RSA-OAEP-SHA-256, by a raw operation.  KMS_ERR_CRYPTO: does not open;
+ * KMS_ERR_LENGTH: neither 16 nor 32 bytes. */
+int rsa_open_main_key(struct token *t, const struct rsa_key *key, const unsigned char *ek,
+                      size_t ek_len, unsigned char out[HSM_KEY_LEN], size_t *len);
 int rsa_sign_pss(struct token *t, const unsigned char digest[32], unsigned char *sig, size_t *len);
 /* Opens a ciphertext whose plaintext is known: whether the static key still works. */
 bool rsa_canary_sings(struct token *t);
 /* By one mechanism, for the probe: KMS_OK if the token does it right. */
-int rsa_probe(struct token *t, enum hsm_oaep hash, bool raw);
+int rsa_probe(struct token *t, const struct rsa_key *key, enum hsm_oaep hash, bool raw);
+/* 32 bytes to this key, as a caller would seal them.  KMS_OK, KMS_ERR_INTERNAL. */
+int rsa_seal(const struct rsa_key *key, enum hsm_oaep hash, const unsigned char in[HSM_KEY_LEN],
+             unsigned char ek[HSM_RSA_MAX]);
+/* DER SubjectPublicKeyInfo. */
+int rsa_public_der(const struct rsa_key *key, unsigned char *der, size_t max, size_t *len);
 int audit_sign(struct token *t, const unsigned char *msg, size_t len, unsigned char sig[64]);
 /* The check value of a public key: the first 8 bytes of its SHA-256. */
 void public_kcv(const unsigned char *p, size_t len, unsigned char kcv[HSM_KCV_LEN]);
