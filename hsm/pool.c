@@ -276,21 +276,17 @@ own_parts_end(struct custodian *c)
     }
 }
 
-/* A part for each that works.  One that is starting may have looked at the token before: it gets no
- * work, and its successor looks again. */
+/* A part for each that works, or is about to: it may have looked at the token already. */
 static int
 add_for_all(struct pool *p, struct request *r)
 {
     struct part *part;
     unsigned n = 0;
 
-    r->parts++; /* so that it lasts until the loop is done */
     for (unsigned i = 0; i < p->s.custodians; i++) {
         struct custodian *c = &p->custodians[i];
 
-        if (c->activity == STARTING)
-            c->wear = OUTDATED;
-        if (c->activity != IDLE && c->activity != BUSY)
+        if (c->activity == OFF)
             continue;
         if ((part = part_new(r, 0, r->count, 0)) == NULL) {
             c->wear = OUTDATED; /* what it holds goes with it */
@@ -299,7 +295,6 @@ add_for_all(struct pool *p, struct request *r)
         TAILQ_INSERT_TAIL(&c->own, part, entry);
         n++;
     }
-    r->parts--;
     if (n == 0 && r->type == FRAME_KEY_DESTROY)
         return KMS_ERR_UNAVAILABLE;
     if (n == 0)

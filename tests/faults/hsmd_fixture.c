@@ -481,6 +481,93 @@ ask_random(struct ask *a, size_t len)
     return result(a, hsm_random(a->h, len, ask_bytes_cb, a, 1, 0));
 }
 
+int
+ask_key_new(struct ask *a, enum hsm_kind kind, const unsigned char key[HSM_ID_LEN])
+{
+    ask_begin(a, 1);
+    return result(a, hsm_key_new(a->h, kind, key, ask_bytes_cb, a, 1));
+}
+
+int
+ask_key_destroy(struct ask *a, enum hsm_kind kind, const unsigned char key[HSM_ID_LEN])
+{
+    ask_begin(a, 1);
+    return result(a, hsm_key_destroy(a->h, kind, key, ask_bytes_cb, a, 1));
+}
+
+int
+ask_forget(struct ask *a, const unsigned char key_or_org[HSM_ID_LEN])
+{
+    ask_begin(a, 1);
+    return result(a, hsm_forget(a->h, key_or_org, ask_bytes_cb, a, 1));
+}
+
+static void
+list_cb(void *ctx, uint64_t id, int err, const struct hsm_listed *keys, size_t n, bool more)
+{
+    struct ask *a = ctx;
+
+    a->err[0] = err;
+    a->listed_more = more;
+    for (size_t i = 0; i < n && a->listed_n < ASK_MAX; i++)
+        a->listed[a->listed_n++] = keys[i];
+    one_more(a);
+}
+
+int
+ask_list(struct ask *a, enum hsm_kind kind)
+{
+    const unsigned char *after = NULL;
+    int err;
+
+    a->listed_n = 0;
+    do {
+        ask_begin(a, 1);
+        err = result(a, hsm_list(a->h, kind, after, list_cb, a, 1));
+        if (a->listed_n > 0)
+            after = a->listed[a->listed_n - 1].id;
+    } while (err == KMS_OK && a->listed_more && a->listed_n < ASK_MAX);
+    return err;
+}
+
+int
+ask_import_pair(struct ask *a, const unsigned char key[HSM_ID_LEN])
+{
+    ask_begin(a, 1);
+    return result(a, hsm_import_pair(a->h, key, 0, ask_bytes_cb, a, 1));
+}
+
+int
+ask_import(struct ask *a, const unsigned char key[HSM_ID_LEN], const unsigned char pair[HSM_ID_LEN],
+           bool allow_128, const unsigned char *ciphertext, size_t len)
+{
+    ask_begin(a, 1);
+    return result(a, hsm_import(a->h, key, pair, allow_128, ciphertext, len, ask_bytes_cb, a, 1));
+}
+
+int
+ask_wrapping_key_under(struct ask *a, const unsigned char parent[HSM_ID_LEN])
+{
+    ask_begin(a, 1);
+    return result(a, hsm_wrapping_key_new_under(a->h, parent, wrapping_key_cb, a, 1));
+}
+
+int
+ask_rewrap(struct ask *a, const struct hsm_wrapping_key *wk, const unsigned char to[HSM_ID_LEN])
+{
+    ask_begin(a, 1);
+    return result(a, hsm_rewrap(a->h, wk->wrapped, wk->root, to, ask_bytes_cb, a, 1, 0));
+}
+
+int
+ask_reseal(struct ask *a, const struct hsm_wrapping_key *from, const struct hsm_wrapping_key *to,
+           enum hsm_purpose purpose, const unsigned char object[HSM_ID_LEN],
+           const unsigned char blob[HSM_BLOB_LEN])
+{
+    ask_begin(a, 1);
+    return result(a, hsm_reseal(a->h, from, to, purpose, object, blob, ask_key_cb, a, 1, 0));
+}
+
 void
 ask_init_token(struct ask *a)
 {

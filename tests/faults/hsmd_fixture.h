@@ -67,6 +67,9 @@ struct ask {
     char text[33000];
     struct hsm_wrapping_key wk;
     unsigned char kcv[HSM_KCV_LEN];
+    struct hsm_listed listed[ASK_MAX];
+    unsigned listed_n;
+    bool listed_more;
 };
 
 void ask_init(struct ask *a, const struct fixture *f, int deadline_ms);
@@ -92,6 +95,23 @@ int ask_oaep(struct ask *a, enum hsm_oaep hash, const unsigned char *ek, size_t 
 int ask_pss(struct ask *a, const unsigned char digest[32]);
 int ask_audit(struct ask *a, const void *msg, size_t len);
 int ask_random(struct ask *a, size_t len);
+/* Check values and 40 bytes come into bytes[0]. */
+int ask_key_new(struct ask *a, enum hsm_kind kind, const unsigned char key[HSM_ID_LEN]);
+int ask_key_destroy(struct ask *a, enum hsm_kind kind, const unsigned char key[HSM_ID_LEN]);
+int ask_forget(struct ask *a, const unsigned char key_or_org[HSM_ID_LEN]);
+/* All pages, into listed. */
+int ask_list(struct ask *a, enum hsm_kind kind);
+int ask_import_pair(struct ask *a, const unsigned char key[HSM_ID_LEN]);
+int ask_import(struct ask *a, const unsigned char key[HSM_ID_LEN],
+               const unsigned char pair[HSM_ID_LEN], bool allow_128,
+               const unsigned char *ciphertext, size_t len);
+/* Into wk. */
+int ask_wrapping_key_under(struct ask *a, const unsigned char parent[HSM_ID_LEN]);
+int ask_rewrap(struct ask *a, const struct hsm_wrapping_key *wk,
+               const unsigned char to[HSM_ID_LEN]);
+int ask_reseal(struct ask *a, const struct hsm_wrapping_key *from,
+               const struct hsm_wrapping_key *to, enum hsm_purpose purpose,
+               const unsigned char object[HSM_ID_LEN], const unsigned char blob[HSM_BLOB_LEN]);
 /* For questions of many items: set wanted, call the hsm_ functions with these callbacks and ctx a,
  * then wait. */
 void ask_begin(struct ask *a, unsigned wanted);

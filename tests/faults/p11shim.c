@@ -1,3 +1,4 @@
+/* clang-format off */
 /*
  * p11shim.c - a PKCS#11 module that passes everything on to SoftHSM, and misbehaves as a control
  * file says.
@@ -10,18 +11,30 @@
  * functions that a rule names).
  *
  * The control file has one rule a line; FUNCTION is a name as C_Encrypt:
+ *   FUNCTION watch            nothing but that its calls are noted
  *   FUNCTION return CODE      fails with this code (hexadecimal)
  *   FUNCTION after N CODE     likewise, from the call after the Nth on (counted in each process
- * since the rule came) FUNCTION once CODE        fails one time, in one process FUNCTION delay MS
- * takes so long FUNCTION hang             never returns FUNCTION hang-once        does not return
- * one time, in one process FUNCTION die-once         ends its process, one time poison BYTE ends
- * the process that opens something whose object id begins with this byte absent there is no token
- *   lose-sessions             all sessions of a process are closed behind its back, one time in one
- * process sessions N                so many sessions may be open in a process pin-flag HEX added to
- * the token's flags nonce its|zeroed|constant|hidden|counter   what becomes of an AES-GCM nonce no
- * MECHANISM              the token does not have it (hexadecimal) oaep-sha256               it does
- * OAEP with SHA-256
+ *                             since the rule came)
+ *   FUNCTION once CODE        fails one time, in one process
+ *   FUNCTION delay MS         takes so long
+ *   FUNCTION hang             never returns
+ *   FUNCTION hang-once        does not return one time, in one process
+ *   FUNCTION die-once         ends its process, one time
+ *   any die N                 ends the process at its Nth call since the rule came, one time
+ *   any die-all N             likewise, and the process that started it
+ *   poison BYTE               ends the process that opens something whose object id begins with
+ *                             this byte
+ *   absent                    there is no token
+ *   lose-sessions             all sessions of a process are closed behind its back, one time in
+ *                             one process
+ *   sessions N                so many sessions may be open in a process
+ *   pin-flag HEX              added to the token's flags
+ *   nonce its|zeroed|constant|hidden|counter   what becomes of an AES-GCM nonce
+ *   no MECHANISM              the token does not have it (hexadecimal)
+ *   oaep-sha256               it does OAEP with SHA-256: decrypts, and unwraps AES keys
+ *   ghosts                    it says that it destroyed an object of the token, and did not
  */
+/* clang-format on */
 /* OpenSSL 3.0 has its padding check only under the name that it deprecates. */
 #define OPENSSL_SUPPRESS_DEPRECATED
 #include <dlfcn.h>
@@ -29,6 +42,7 @@
 #include <openssl/evp.h>
 #include <openssl/rsa.h>
 #include <p11-kit/pkcs11.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -128,11 +142,16 @@ note_call(const char *function)
 static bool
 interfere(const char *function, CK_RV *rv)
 {
-    struct rule *r = rule_of(function);
+    struct rule *r = rule_of(function), *any = rule_of("any");
 
     if (rule_of("lose-sessions") != NULL && first_of_all()) {
         real->C_CloseAllSessions(slot_seen);
         sessions_open = 0;
+    }
+    if (any != NULL && ++any->calls == strtoul(any->argument, NULL, 10) && first_of_all()) {
+        if (strcmp(any->verb, "die-all") == 0)
+            kill(getppid(), SIGKILL);
+        _exit(97);
     }
     if (r == NULL)
         return false;
@@ -260,6 +279,40 @@ shim_create_object(CK_SESSION_HANDLE session, CK_ATTRIBUTE_PTR a, CK_ULONG n,
 }
 
 static CK_RV
+shim_destroy_object(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object)
+{
+    CK_BBOOL lasting = CK_FALSE;
+    CK_ATTRIBUTE a = {CKA_TOKEN, &lasting, sizeof(lasting)};
+
+    PRESENT();
+    INTERFERE("C_DestroyObject");
+    if (rule_of("ghosts") != NULL && real->C_GetAttributeValue(session, object, &a, 1) == CKR_OK &&
+        lasting == CK_TRUE)
+        return CKR_OK;
+    return real->C_DestroyObject(session, object);
+}
+
+static CK_RV
+shim_get_attribute_value(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object, CK_ATTRIBUTE_PTR a,
+                         CK_ULONG n)
+{
+    PRESENT();
+    INTERFERE("C_GetAttributeValue");
+    return real->C_GetAttributeValue(session, object, a, n);
+}
+
+static CK_RV
+shim_generate_key_pair(CK_SESSION_HANDLE session, CK_MECHANISM_PTR m, CK_ATTRIBUTE_PTR public,
+                       CK_ULONG public_n, CK_ATTRIBUTE_PTR private, CK_ULONG private_n,
+                       CK_OBJECT_HANDLE_PTR public_key, CK_OBJECT_HANDLE_PTR private_key)
+{
+    PRESENT();
+    INTERFERE("C_GenerateKeyPair");
+    return real->C_GenerateKeyPair(session, m, public, public_n, private, private_n, public_key,
+                                   private_key);
+}
+
+static CK_RV
 shim_find_objects_init(CK_SESSION_HANDLE session, CK_ATTRIBUTE_PTR a, CK_ULONG n)
 {
     PRESENT();
@@ -295,6 +348,32 @@ shim_wrap_key(CK_SESSION_HANDLE session, CK_MECHANISM_PTR m, CK_OBJECT_HANDLE by
     return real->C_WrapKey(session, m, by, key, out, len);
 }
 
+/* What tokens that know SHA-256 do inside: the same result by other means. */
+static CK_RV
+software_unwrap(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE by, CK_BYTE_PTR in, CK_ULONG len,
+                CK_ATTRIBUTE_PTR a, CK_ULONG n, CK_OBJECT_HANDLE_PTR key)
+{
+    CK_MECHANISM raw = {CKM_RSA_X_509, NULL, 0};
+    unsigned char em[1024], value[1024];
+    CK_ULONG em_len = sizeof(em);
+    CK_ATTRIBUTE with_value[32];
+    CK_RV rv;
+    int plain;
+
+    if (n >= 32)
+        return CKR_TEMPLATE_INCONSISTENT;
+    if ((rv = real->C_DecryptInit(session, &raw, by)) != CKR_OK ||
+        (rv = real->C_Decrypt(session, in, len, em, &em_len)) != CKR_OK)
+        return rv;
+    plain = RSA_padding_check_PKCS1_OAEP_mgf1(value, sizeof(value), em, (int)em_len, (int)len, NULL,
+                                              0, EVP_sha256(), EVP_sha256());
+    if (plain < 0)
+        return CKR_WRAPPED_KEY_INVALID;
+    memcpy(with_value, a, n * sizeof(*a));
+    with_value[n] = (CK_ATTRIBUTE){CKA_VALUE, value, (CK_ULONG)plain};
+    return real->C_CreateObject(session, with_value, n + 1, key);
+}
+
 static CK_RV
 shim_unwrap_key(CK_SESSION_HANDLE session, CK_MECHANISM_PTR m, CK_OBJECT_HANDLE by, CK_BYTE_PTR in,
                 CK_ULONG len, CK_ATTRIBUTE_PTR a, CK_ULONG n, CK_OBJECT_HANDLE_PTR key)
@@ -303,6 +382,9 @@ shim_unwrap_key(CK_SESSION_HANDLE session, CK_MECHANISM_PTR m, CK_OBJECT_HANDLE 
     INTERFERE("C_UnwrapKey");
     if (lacks(m->mechanism))
         return CKR_MECHANISM_INVALID;
+    if (m->mechanism == CKM_RSA_PKCS_OAEP && rule_of("oaep-sha256") != NULL &&
+        ((CK_RSA_PKCS_OAEP_PARAMS *)m->pParameter)->hashAlg == CKM_SHA256)
+        return software_unwrap(session, by, in, len, a, n, key);
     return real->C_UnwrapKey(session, m, by, in, len, a, n, key);
 }
 
@@ -462,6 +544,9 @@ C_GetFunctionList(CK_FUNCTION_LIST_PTR_PTR list)
     ours.C_CloseSession = shim_close_session;
     ours.C_Login = shim_login;
     ours.C_CreateObject = shim_create_object;
+    ours.C_DestroyObject = shim_destroy_object;
+    ours.C_GetAttributeValue = shim_get_attribute_value;
+    ours.C_GenerateKeyPair = shim_generate_key_pair;
     ours.C_FindObjectsInit = shim_find_objects_init;
     ours.C_GenerateRandom = shim_generate_random;
     ours.C_GenerateKey = shim_generate_key;

@@ -2,8 +2,8 @@
 if UNIT_TESTS
 check_PROGRAMS += \
 	tests/faults/p11shim.so \
-	tests/unit/test_conf tests/unit/test_frame tests/unit/test_hsmd tests/unit/test_log
-TESTS += tests/unit/test_conf tests/unit/test_frame tests/unit/test_hsmd tests/unit/test_log
+	tests/unit/test_conf tests/unit/test_frame tests/unit/test_hsm_keys tests/unit/test_hsmd tests/unit/test_log
+TESTS += tests/unit/test_conf tests/unit/test_frame tests/unit/test_hsm_keys tests/unit/test_hsmd tests/unit/test_log
 tests_unit_test_conf_SOURCES = tests/unit/test_conf.c
 tests_unit_test_conf_CFLAGS = $(AM_CFLAGS) $(CRITERION_CFLAGS)
 tests_unit_test_conf_LDADD = $(HSM_LIBS) $(CRITERION_LIBS)
@@ -18,6 +18,11 @@ tests_unit_test_hsmd_SOURCES = \
 	tests/faults/hsmd_fixture.c tests/faults/hsmd_fixture.h
 tests_unit_test_hsmd_CFLAGS = $(AM_CFLAGS) $(CRITERION_CFLAGS)
 tests_unit_test_hsmd_LDADD = $(HSM_LIBS) $(CRITERION_LIBS)
+tests_unit_test_hsm_keys_SOURCES = \
+	tests/unit/test_hsm_keys.c \
+	tests/faults/hsmd_fixture.c tests/faults/hsmd_fixture.h
+tests_unit_test_hsm_keys_CFLAGS = $(AM_CFLAGS) $(CRITERION_CFLAGS)
+tests_unit_test_hsm_keys_LDADD = $(HSM_LIBS) $(CRITERION_LIBS)
 # A module, not a program; without sanitizers, as it is loaded into whatever hsmd there is.
 tests_faults_p11shim_so_SOURCES = tests/faults/p11shim.c
 tests_faults_p11shim_so_CFLAGS = $(C_STANDARD) $(WARNINGS) $(OPENSSL_CFLAGS) $(P11_CFLAGS) -fPIC

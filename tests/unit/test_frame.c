@@ -10,9 +10,25 @@
 #include "hsm/frame.h"
 #include "proto/err.h"
 
-static const enum frame_type requests[] = {
-    FRAME_GENERATE, FRAME_WRAP,   FRAME_UNWRAP,       FRAME_OAEP, FRAME_PSS,
-    FRAME_AUDIT,    FRAME_RANDOM, FRAME_WRAPPING_KEY, FRAME_INIT, FRAME_STATUS};
+static const enum frame_type requests[] = {FRAME_GENERATE,
+                                           FRAME_WRAP,
+                                           FRAME_UNWRAP,
+                                           FRAME_OAEP,
+                                           FRAME_PSS,
+                                           FRAME_AUDIT,
+                                           FRAME_RANDOM,
+                                           FRAME_WRAPPING_KEY,
+                                           FRAME_INIT,
+                                           FRAME_STATUS,
+                                           FRAME_KEY_NEW,
+                                           FRAME_KEY_DESTROY,
+                                           FRAME_FORGET,
+                                           FRAME_LIST,
+                                           FRAME_IMPORT_PAIR,
+                                           FRAME_IMPORT,
+                                           FRAME_WRAPPING_KEY_UNDER,
+                                           FRAME_REWRAP,
+                                           FRAME_RESEAL};
 #define REQUESTS_N (sizeof(requests) / sizeof(requests[0]))
 
 static void
@@ -59,6 +75,27 @@ Test(frame, every_request_survives_the_wire_with_its_bytes)
         case FRAME_INIT:
             r.rsa_bits = 4096;
             break;
+        case FRAME_KEY_NEW:
+        case FRAME_KEY_DESTROY:
+        case FRAME_FORGET:
+        case FRAME_LIST:
+        case FRAME_IMPORT_PAIR:
+        case FRAME_WRAPPING_KEY_UNDER:
+            RAND_bytes(r.kept.id, sizeof(r.kept.id));
+            r.kept.kind = requests[i] == FRAME_IMPORT_PAIR ? HSM_IMPORT
+                          : requests[i] == FRAME_FORGET || requests[i] == FRAME_WRAPPING_KEY_UNDER
+                              ? 0
+                              : HSM_ROOT;
+            r.kept.number = requests[i] == FRAME_IMPORT_PAIR ? 3072 : 0;
+            break;
+        case FRAME_IMPORT:
+            RAND_bytes((unsigned char *)&r, sizeof(r));
+            memset(&r.import.allow_128, 0, sizeof(r.import.allow_128));
+            r.import.len = HSM_RSA_MAX;
+            break;
+        case FRAME_REWRAP:
+            RAND_bytes((unsigned char *)&r, sizeof(r));
+            break;
         default:
             RAND_bytes((unsigned char *)&r, sizeof(r));
             r.key.purpose = HSM_SENTINEL;
@@ -86,8 +123,18 @@ Test(frame, every_answer_survives_the_wire_with_its_bytes)
         RAND_bytes((unsigned char *)&answer.u, sizeof(answer.u));
         answer.err = KMS_OK;
         if (!(requests[i] == FRAME_GENERATE || requests[i] == FRAME_WRAP ||
-              requests[i] == FRAME_UNWRAP || requests[i] == FRAME_WRAPPING_KEY))
-            answer.u.bytes.len = requests[i] == FRAME_PSS ? HSM_RSA_MAX : FRAME_RANDOM_MAX;
+              requests[i] == FRAME_UNWRAP || requests[i] == FRAME_WRAPPING_KEY ||
+              requests[i] == FRAME_WRAPPING_KEY_UNDER || requests[i] == FRAME_RESEAL ||
+              requests[i] == FRAME_LIST))
+            answer.u.bytes.len = requests[i] == FRAME_PSS           ? HSM_RSA_MAX
+                                 : requests[i] == FRAME_IMPORT_PAIR ? FRAME_PUBLIC_MAX
+                                                                    : FRAME_RANDOM_MAX;
+        if (requests[i] == FRAME_LIST) {
+            answer.u.list.n = HSM_LIST_MAX;
+            memset(&answer.u.list.more, 0, sizeof(answer.u.list.more));
+            for (unsigned k = 0; k < HSM_LIST_MAX; k++)
+                memset(&answer.u.list.keys[k].fit, 0, sizeof(answer.u.list.keys[k].fit));
+        }
         memset(a, 0x5a, sizeof(a));
         frame_answer_put(requests[i], &answer, a);
         cr_assert_eq(a[size], 0x5a, "type %d writes past its item", requests[i]);
@@ -131,6 +178,11 @@ Test(frame, the_greeting_survives)
     cr_assert_eq(state, FRAME_STATE_READY);
     cr_assert(back.ready && back.info.has_root && back.info.has_audit);
     cr_assert_not(back.info.oaep_sha256_native);
+    cr_assert_not(back.lifecycle);
+    hello.lifecycle = true;
+    frame_report_put(&hello, FRAME_STATE_READY, b);
+    cr_assert_eq(frame_report_get(&back, &state, b), KMS_OK);
+    cr_assert(back.lifecycle);
     cr_assert_arr_eq(back.info.root, hello.info.root, HSM_ID_LEN);
     cr_assert_arr_eq(back.info.static_n, hello.info.static_n, HSM_RSA_MAX);
     cr_assert_arr_eq(back.info.audit_public, hello.info.audit_public, 32);
@@ -183,6 +235,8 @@ ParameterizedTestParameters(frame, refuses_heads)
         {"too many items", FRAME_UNWRAP, FRAME_REQUEST_WAY, FRAME_ITEMS_MAX + 1, 0, 1},
         {"too many bytes of items", FRAME_AUDIT, FRAME_REQUEST_WAY, 16, 0, 1},
         {"two inits", FRAME_INIT, FRAME_REQUEST_WAY, 2, 0, 1},
+        {"two destructions", FRAME_KEY_DESTROY, FRAME_REQUEST_WAY, 2, 0, 1},
+        {"two imports", FRAME_IMPORT, FRAME_REQUEST_WAY, 2, 0, 1},
         {"a byte short", FRAME_UNWRAP, FRAME_REQUEST_WAY, 3, -1, 1},
         {"a byte long", FRAME_UNWRAP, FRAME_REQUEST_WAY, 3, 1, 1},
         {"text in a request", FRAME_STATUS, FRAME_REQUEST_WAY, 1, 1, 1},
@@ -245,4 +299,42 @@ Test(frame, refuses_items_out_of_range)
     b[0] = 0x10;
     cr_assert_eq(frame_request_get(FRAME_AUDIT, &back, b), KMS_ERR_PROTOCOL, "4097 bytes");
     cr_assert_eq(frame_request_get(FRAME_STATUS, &back, b), KMS_ERR_PROTOCOL, "not nought");
+    memset(b, 0, sizeof(b));
+    cr_assert_eq(frame_request_get(FRAME_FORGET, &back, b), KMS_OK);
+    cr_assert_eq(frame_request_get(FRAME_KEY_NEW, &back, b), KMS_ERR_PROTOCOL, "no kind");
+    cr_assert_eq(frame_request_get(FRAME_KEY_DESTROY, &back, b), KMS_ERR_PROTOCOL, "no kind");
+    cr_assert_eq(frame_request_get(FRAME_LIST, &back, b), KMS_ERR_PROTOCOL, "no kind");
+    b[0] = HSM_MAIN;
+    cr_assert_eq(frame_request_get(FRAME_KEY_NEW, &back, b), KMS_ERR_PROTOCOL, "imported only");
+    cr_assert_eq(frame_request_get(FRAME_FORGET, &back, b), KMS_ERR_PROTOCOL, "a kind");
+    cr_assert_eq(frame_request_get(FRAME_IMPORT_PAIR, &back, b), KMS_ERR_PROTOCOL, "another kind");
+    b[0] = HSM_STATIC;
+    cr_assert_eq(frame_request_get(FRAME_KEY_DESTROY, &back, b), KMS_ERR_PROTOCOL, "static key");
+    cr_assert_eq(frame_request_get(FRAME_LIST, &back, b), KMS_OK);
+    b[18] = 1;
+    cr_assert_eq(frame_request_get(FRAME_LIST, &back, b), KMS_ERR_PROTOCOL, "a number");
+    memset(b, 0, sizeof(b));
+    b[32] = 2;
+    cr_assert_eq(frame_request_get(FRAME_IMPORT, &back, b), KMS_ERR_PROTOCOL, "neither yes nor no");
+    b[32] = 1;
+    b[33] = 2;
+    b[34] = 1;
+    cr_assert_eq(frame_request_get(FRAME_IMPORT, &back, b), KMS_ERR_PROTOCOL, "513 bytes");
+    memset(b, 0, sizeof(b));
+    b[76] = 4;
+    cr_assert_eq(frame_request_get(FRAME_RESEAL, &back, b), KMS_ERR_PROTOCOL, "purpose 4");
+}
+
+Test(frame, refuses_a_list_that_does_not_fit)
+{
+    static struct frame_answer back;
+    unsigned char b[4096] = {0};
+
+    b[1] = HSM_LIST_MAX;
+    cr_assert_eq(frame_answer_get(FRAME_LIST, &back, b), KMS_OK);
+    b[1]++;
+    cr_assert_eq(frame_answer_get(FRAME_LIST, &back, b), KMS_ERR_PROTOCOL, "too many");
+    b[1] = 1;
+    b[2] = 2;
+    cr_assert_eq(frame_answer_get(FRAME_LIST, &back, b), KMS_ERR_PROTOCOL, "neither yes nor no");
 }
