@@ -71,7 +71,13 @@ static const struct conf_setting settings[] = {
     TEXT("admin", "group", admin_group, "",
         "the group that may reach the socket; empty: the daemon's own"),
     WORDS("admin", "operators", operators, "",
-        "who may manage besides root: user names, numeric uids, @groups"),
+        "who may run the server besides root and its own user: user names, numeric uids, @groups"),
+    WORDS("admin", "officers", officers, "",
+        "who may decide about services, purposes, matters, rules and destruction; nobody if not named here"),
+    WORDS("admin", "auditors", auditors, "",
+        "who may read the log; nobody if not named here"),
+    NUMBER("admin", "approvals", approvals, "2", 1, 10,
+        "least number of different officers that an action needs which opens up or destroys, who asks for it included"),
 
     FILE_("audit", "witnesses", audit_witnesses, "",
         "a file with the verifier keys of witnesses whose cosignatures are kept, one a line; empty: none"),
@@ -556,19 +562,13 @@ config_group(const char *word, gid_t *gid)
 }
 
 static void
-check_people(struct check *k)
+check_list(struct check *k, const char *name, const char *list)
 {
-    const struct config *c = k->c;
     char *copy, *save = NULL;
     uid_t uid;
     gid_t gid;
 
-    if (given(c->user) && config_user(c->user, &uid) != KMS_OK)
-        wrong(k, "kms", "user", "there is no user \"%s\"; write one that exists", c->user);
-    if (given(c->admin_group) && config_group(c->admin_group, &gid) != KMS_OK)
-        wrong(k, "admin", "group", "there is no group \"%s\"; write one that exists",
-              c->admin_group);
-    if (!given(c->operators) || (copy = strdup(c->operators)) == NULL)
+    if (!given(list) || (copy = strdup(list)) == NULL)
         return;
     for (char *w = strtok_r(copy, " \t,", &save); w != NULL; w = strtok_r(NULL, " \t,", &save)) {
         if (w[0] == '@' ? config_group(w + 1, &gid) != KMS_OK : config_user(w, &uid) != KMS_OK)
@@ -594,6 +594,23 @@ check_tokens(struct check *k)
         (!given(c->introspection_client) || !given(c->introspection_secret_file)))
         wrong(k, "token", "introspection_url",
               "needs introspection_client and introspection_secret_file as well");
+}
+
+static void
+check_people(struct check *k)
+{
+    const struct config *c = k->c;
+    uid_t uid;
+    gid_t gid;
+
+    if (given(c->user) && config_user(c->user, &uid) != KMS_OK)
+        wrong(k, "kms", "user", "there is no user \"%s\"; write one that exists", c->user);
+    if (given(c->admin_group) && config_group(c->admin_group, &gid) != KMS_OK)
+        wrong(k, "admin", "group", "there is no group \"%s\"; write one that exists",
+              c->admin_group);
+    check_list(k, "operators", c->operators);
+    check_list(k, "officers", c->officers);
+    check_list(k, "auditors", c->auditors);
 }
 
 static void

@@ -34,7 +34,8 @@ struct config {
     /* [admin] */
     char *admin_socket;
     char *admin_group; /* the socket's group; "" the process's own */
-    char *operators;   /* user names, uids, @groups that may manage */
+    char *operators, *officers, *auditors; /* user names, uids, @groups of each role */
+    long long approvals; /* officers that an action needs at least, who asks for it included */
     /* [audit] */
     char *audit_witnesses; /* a file of verifier keys, one a line */
     char *audit_syslog;    /* address:port of a collector; "" none */
