@@ -6,7 +6,8 @@ MIGRATIONS = \
 	$(srcdir)/sql/0003_keeper_functions.sql \
 	$(srcdir)/sql/0004_log.sql \
 	$(srcdir)/sql/0005_policy.sql \
-	$(srcdir)/sql/0006_release.sql
+	$(srcdir)/sql/0006_release.sql \
+	$(srcdir)/sql/0007_control.sql
 sql_libsql_a_SOURCES = sql/migrate.c sql/migrate.h sql/migrations.h
 nodist_sql_libsql_a_SOURCES = sql/migrations.c
 sql_libsql_a_CFLAGS = $(AM_CFLAGS) $(PQ_CFLAGS)
