@@ -6,6 +6,8 @@ KEEPER_SOURCES = \
 	kms/config.c kms/config.h \
 	kms/keeper.c kms/keeper.h \
 	kms/metrics.c kms/metrics.h \
+	kms/revoked.c kms/revoked.h \
+	kms/service_ca.c kms/service_ca.h \
 	kms/static_key.c kms/static_key.h
 
 bin_PROGRAMS += kms/kmsctl

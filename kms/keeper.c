@@ -26,6 +26,7 @@
 #include "kms/db.h"
 #include "kms/harden.h"
 #include "kms/metrics.h"
+#include "kms/revoked.h"
 #include "kms/shared.h"
 #include "proto/err.h"
 #include "proto/json.h"
@@ -69,6 +70,9 @@ static const struct db_statement statements[KS_N] = {
     [KS_AUDIT_TAIL] = {"audit_tail", "SELECT t FROM kms.audit_tail($1, $2, $3) AS t", 3},
     /* op, actor, action, verdict, detail */
     [KS_ADMIN_RECORD] = {"admin_record", "SELECT kms.admin_record($1, $2, $3, $4, $5)", 5},
+    /* issuers, serials, source, actor */
+    [KS_CERTIFICATES_REVOKED] = {"certificates_revoked",
+                                 "SELECT kms.certificates_revoked($1, $2, $3, $4)", 4},
 };
 
 static void
@@ -315,8 +319,12 @@ root_end(struct keeper *k, enum root_state state, const char *why)
                   "root", id, "why", why, NULL);
     else if (why != NULL)
         log_warn("root key not proven yet", "why", why, NULL);
-    else if (state == ROOT_PROVEN && k->root != ROOT_PROVEN)
+    else if (state == ROOT_PROVEN && k->root != ROOT_PROVEN) {
         log_info("root key proven", "root", id, NULL);
+        /* The installation's own wrapping key may not be there yet: services wait for it. */
+        if (!k->rotating)
+            arm(k->keys_timer, 0);
+    }
     /* An outage says nothing about the token: what was found before still holds. */
     if (state != ROOT_UNKNOWN)
         k->root = state;
@@ -631,6 +639,7 @@ db_changed(void *ctx, bool ready)
     if (ready) {
         arm(k->root_timer, 0);
         arm(k->stats_timer, 0);
+        revoked_tell(k->revoked);
     }
 }
 
@@ -676,6 +685,7 @@ on_hup(evutil_socket_t fd, short what, void *arg)
     k->cfg = c;
     config_free(k->own);
     k->own = c;
+    revoked_reload(k->revoked);
     log_info("reloaded", NULL);
 }
 
@@ -701,6 +711,7 @@ keeper_release(struct keeper *k)
     metrics_free(k->metrics);
     db_free(k->db);
     audit_stop(k->audit);
+    revoked_free(k->revoked);
     hsm_free(k->hsm);
     audit_free(k->audit);
     admin_free(k->admin);
@@ -728,6 +739,7 @@ keeper_main(const struct config *cfg, struct shared *sh, int admin_fd, int metri
         (hup = evsignal_new(k.base, SIGHUP, on_hup, &k)) == NULL ||
         (term = evsignal_new(k.base, SIGTERM, on_term, &k)) == NULL || !connect_all(&k) ||
         (k.admin = admin_new(&k, admin_fd)) == NULL || (k.audit = audit_new(&k)) == NULL ||
+        (k.revoked = revoked_new(&k)) == NULL ||
         (metrics_fd >= 0 && (k.metrics = metrics_new(&k, metrics_fd)) == NULL)) {
         log_error("the keeper could not start: out of memory", NULL);
         goto out;

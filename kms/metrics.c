@@ -228,7 +228,7 @@ page_metrics(struct keeper *k, struct buf *out)
 
 static void
 on_request(void *ctx, uint64_t conn, const struct http_request *http, const char *body,
-           size_t body_len, const char *peer, X509 *certificate)
+           size_t body_len, const char *peer, STACK_OF(X509) * chain)
 {
     struct metrics *m = ctx;
     struct buf out = BUF_INIT;
