@@ -327,6 +327,32 @@ RETURN m.state = 'open' AND m.approved_at IS NOT NULL AND m.expires_at > p_now
    AND m.text_sha256 = sha256(convert_to(matter_text(m), 'UTF8'));
 COMMENT ON FUNCTION matter_holds IS 'Open, approved, not expired, and still the text that was approved';
 
+CREATE FUNCTION officer_matter(p_org uuid, p_user text, p_kind text, p_bound timestamptz, p_now timestamptz,
+    p_resource uuid DEFAULT NULL, p_after timestamptz DEFAULT NULL, p_before timestamptz DEFAULT NULL)
+RETURNS uuid LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    v_matter uuid;
+BEGIN
+    IF setting(p_org, 'compliance') <> 'matter' THEN
+        RETURN NULL;
+    ELSIF p_kind IS NOT NULL THEN
+        SELECT m.matter_id INTO v_matter FROM matters m
+         WHERE m.org_id = p_org AND p_user = ANY (m.custodians) AND p_kind = ANY (m.kinds)
+           AND (p_bound IS NULL OR (p_bound >= m.window_from AND p_bound < m.window_to))
+           AND matter_holds(m, p_now)
+         ORDER BY (p_resource IS NOT NULL AND EXISTS (
+                      SELECT FROM content_keys k
+                       WHERE k.org_id = p_org AND k.resource_id = p_resource
+                         AND k.bound_at >= greatest(m.window_from, p_after) AND k.bound_at < least(m.window_to, p_before)
+                         AND k.blob IS NOT NULL)) DESC,
+               m.expires_at DESC, m.matter_id
+         LIMIT 1;
+    END IF;
+    RETURN coalesce(v_matter, nobody());
+END $$;
+COMMENT ON FUNCTION officer_matter IS
+    'Under which matter an officer may ask as this user, the one that expires last; NULL: needs none here, nil: none covers it';
+
 -- ---------------------------------------------------------------------------------------------------- breadth
 
 CREATE FUNCTION breadth_lock(p_service text) RETURNS void LANGUAGE sql VOLATILE
@@ -337,6 +363,16 @@ CREATE FUNCTION breadth_left(p_service text, p_breadth integer, p_now timestampt
 RETURN p_breadth - (SELECT count(*) FROM (
     SELECT FROM service_seen s WHERE s.service = p_service AND s.seen_at > p_now - interval '65 minutes' LIMIT p_breadth) x)::integer;
 COMMENT ON FUNCTION breadth_left IS 'How many more resources it may see now; for who has breadth_lock(), since it is volatile: a new snapshot';
+
+CREATE FUNCTION unseen_of(p_service text, p_orgs uuid[], p_resources uuid[], p_now timestamptz) RETURNS uuid[]
+LANGUAGE sql VOLATILE
+RETURN (SELECT coalesce(array_agg(u.resource ORDER BY u.first), '{}')
+          FROM (SELECT x.org, x.resource, min(x.n) AS first
+                  FROM unnest(p_orgs, p_resources) WITH ORDINALITY AS x(org, resource, n) GROUP BY 1, 2) u
+         WHERE NOT EXISTS (SELECT FROM service_seen s
+                            WHERE s.org_id = u.org AND s.service = p_service AND s.resource_id = u.resource
+                              AND s.seen_at > p_now - interval '65 minutes'));
+COMMENT ON FUNCTION unseen_of IS 'Which of these resources it has not seen lately, in their order; volatile likewise';
 
 -- ---------------------------------------------------------------------------------------------------- releases
 
@@ -378,6 +414,303 @@ RETURN CASE WHEN p_reason = 0 THEN NULL ELSE (ARRAY[
     'the cursor does not belong to this walk',                                  -- 20
     'this walk is not for this purpose'])[p_reason] END;                        -- 21
 COMMENT ON FUNCTION release_why IS 'A reason in words';
+
+CREATE FUNCTION part_op(p_op uuid, p_resource uuid) RETURNS uuid LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN encode(substr(sha256(uuid_send(p_op) || uuid_send(p_resource)), 1, 16), 'hex')::uuid;
+COMMENT ON FUNCTION part_op IS 'The operation id of a walk''s entry about one resource';
+
+-- Walks go forward by (bound_xact, key_id).  Only transactions that had all ended before are passed, so that nothing that
+-- commits late is ever behind the cursor.  A call looks at some 20,000 keys at most: an answer may be short, or empty, and its
+-- cursor still go on; where it stays as it was the walk has caught up.
+CREATE FUNCTION service_walk(p_n integer, p_op uuid, p_channel uuid, p_request text, p_action text, p_target uuid,
+    p_purpose text, p_matter uuid, p_after bigint, p_before bigint, p_count integer, p_cursor bytea, p_max_keys integer,
+    p_now timestamptz)
+RETURNS SETOF service_released LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    v_purpose text := coalesce(p_purpose, CASE p_action WHEN 'matter.keys' THEN 'ediscovery' END);
+    v_matter uuid := CASE WHEN v_purpose = 'ediscovery' THEN p_matter END;
+    v_walk boolean := p_action <> 'resource.keys' OR v_purpose IN ('indexing', 'archival');
+    v_count integer := least(greatest(coalesce(nullif(p_count, 0), 100), 1), 1000);
+    v_reason integer := 0;
+    v_verdict integer;
+    v_why text;
+    v_channel record;
+    s services;
+    m matters;
+    r resources;
+    v_org uuid;                 -- of the resource or the matter
+    v_orgs uuid[];              -- all that the walk goes through
+    v_rules record;
+    v_from timestamptz := coalesce(ms_to_time(p_after), '-infinity');
+    v_to timestamptz := coalesce(ms_to_time(p_before), 'infinity');
+    v_bind bytea;               -- what makes a cursor this walk's own
+    v_cursor bytea;
+    v_xact bigint := 0;
+    v_key uuid := nobody();
+    v_end bigint;
+    v_looked integer;
+    v_total integer := 0;
+    v_entry entries;
+    x record;
+    -- The keys to release.
+    v_key_orgs uuid[] := '{}';
+    v_keys uuid[] := '{}';
+    v_xacts bigint[] := '{}';
+    v_resources uuid[] := '{}';
+    v_unseen uuid[];
+    v_left integer;
+    v_at integer;
+BEGIN
+    SELECT c.client, c.subject, certificate_revoked(c.cert_issuer, c.cert_serial) AS revoked INTO v_channel
+      FROM channels c
+     WHERE c.org_id = nobody() AND c.channel_id = p_channel AND c.kind = 'service' AND c.expires_at > p_now;
+    SELECT y.* INTO s FROM services y WHERE y.org_id = nobody() AND y.service = v_channel.subject;
+    CASE p_action
+        WHEN 'resource.keys' THEN
+            SELECT y.* INTO r FROM resources y WHERE y.resource_id = p_target LIMIT 1;
+            v_org := r.org_id;
+            SELECT y.* INTO m FROM matters y WHERE y.org_id = v_org AND y.matter_id = v_matter;
+        WHEN 'matter.keys' THEN
+            SELECT y.* INTO m FROM matters y WHERE y.matter_id = v_matter LIMIT 1;
+            v_org := m.org_id;
+        WHEN 'purpose.keys' THEN
+            NULL;
+        ELSE
+            RAISE EXCEPTION 'unknown action' USING ERRCODE = 'invalid_parameter_value';
+    END CASE;
+    SELECT o.state, g.service IS NOT NULL AS served, p.enabled, setting(o.org_id, 'dlp.age')::bigint AS dlp_age INTO v_rules
+      FROM organisations o
+      LEFT JOIN service_orgs g ON g.org_id = o.org_id AND g.service = s.service
+      LEFT JOIN purposes p ON p.org_id = o.org_id AND p.purpose = v_purpose
+     WHERE o.org_id = v_org;
+
+    v_entry := first_run(coalesce(v_org, nobody()), p_op, p_action, p_channel, r.resource_id);
+    IF v_entry.op_id IS NOT NULL THEN
+        IF v_entry.verdict = 0 AND (v_entry.purpose, v_entry.matter_id) IS DISTINCT FROM (v_purpose, v_matter) THEN
+            RAISE EXCEPTION 'this operation id was used for something else' USING ERRCODE = 'invalid_parameter_value';
+        END IF;
+        PERFORM touch_fence();
+        v_verdict := v_entry.verdict;
+        -- Its channel may be gone by now, but not whom it was and how he gets his keys.
+        SELECT y.* INTO s FROM services y WHERE y.org_id = nobody() AND y.service = v_entry.subject;
+        v_why := v_entry.detail ->> 'why';
+        v_cursor := decode(v_entry.detail ->> 'cursor', 'hex');
+        IF v_verdict = 0 AND p_action = 'resource.keys' THEN
+            v_keys := coalesce(v_entry.key_ids, '{}');
+            v_key_orgs := array_fill(v_org, ARRAY[cardinality(v_keys)]);
+        ELSIF v_verdict = 0 THEN
+            SELECT coalesce(array_agg(e.org_id ORDER BY t.n, k.n), '{}'), coalesce(array_agg(k.id ORDER BY t.n, k.n), '{}')
+              INTO v_key_orgs, v_keys
+              FROM jsonb_array_elements(coalesce(v_entry.detail -> 'parts', '[]')) WITH ORDINALITY AS t(part, n)
+              JOIN entries e ON e.org_id = coalesce((t.part ->> 'org')::uuid, v_org)
+                            AND e.op_id = part_op(p_op, (t.part ->> 'resource')::uuid)
+             CROSS JOIN LATERAL unnest(e.key_ids) WITH ORDINALITY AS k(id, n);
+        END IF;
+    ELSE
+        v_reason := CASE
+            WHEN v_channel.subject IS NULL OR v_channel.revoked THEN 1
+            WHEN s.state IS DISTINCT FROM 'active' THEN 2
+            WHEN v_purpose IS NULL THEN 3
+            WHEN v_purpose <> ALL (s.purposes) THEN
+                CASE WHEN v_purpose IN ('indexing', 'dlp', 'ediscovery', 'archival', 'transcoding') THEN 5 ELSE 4 END
+            WHEN (p_action = 'purpose.keys' AND v_purpose NOT IN ('indexing', 'archival'))
+                OR (p_action = 'matter.keys' AND v_purpose <> 'ediscovery') THEN 21
+            WHEN p_action = 'resource.keys' AND v_org IS NULL THEN 6
+            WHEN p_action = 'matter.keys' AND v_org IS NULL THEN 12
+            WHEN v_org IS NOT NULL AND v_rules.served IS NOT TRUE THEN 7
+            WHEN v_org IS NOT NULL AND v_rules.enabled IS NOT TRUE THEN 8
+            WHEN r.kind <> ALL (s.kinds) THEN 9
+            WHEN v_rules.state <> 'active' THEN 10
+            WHEN v_purpose = 'ediscovery' AND v_matter IS NULL THEN 11
+            WHEN v_purpose = 'ediscovery' AND matter_holds(m, p_now) IS NOT TRUE THEN 12
+            WHEN v_purpose = 'ediscovery' AND p_action = 'resource.keys' AND (r.kind = ANY (m.kinds) AND EXISTS (
+                     SELECT FROM authorizations a
+                      WHERE a.org_id = v_org AND a.resource_id = r.resource_id AND a.kind = 'user'
+                        AND a.grantee = ANY (m.custodians))) IS NOT TRUE THEN 13
+            WHEN r.destroyed_at IS NOT NULL OR r.expires_at <= p_now THEN 17
+            ELSE 0 END;
+        IF v_reason = 0 AND v_org IS NULL THEN
+            SELECT array_agg(g.org_id ORDER BY g.org_id) FILTER (WHERE p.enabled AND o.state = 'active'),
+                   CASE WHEN count(*) = 0 THEN 7 WHEN NOT bool_or(coalesce(p.enabled, false)) THEN 8
+                        WHEN NOT bool_or(coalesce(p.enabled, false) AND o.state = 'active') THEN 10 ELSE 0 END
+              INTO v_orgs, v_reason
+              FROM service_orgs g
+              JOIN organisations o ON o.org_id = g.org_id
+              LEFT JOIN purposes p ON p.org_id = g.org_id AND p.purpose = v_purpose
+             WHERE g.service = s.service;
+        ELSE
+            v_orgs := ARRAY[v_org];
+        END IF;
+        IF v_walk AND s.service IS NOT NULL AND v_purpose IS NOT NULL THEN
+            v_bind := substr(sha256(convert_to(s.service || '|' || p_action || '|' || v_purpose || '|'
+                || coalesce(coalesce(r.resource_id, m.matter_id)::text, ''), 'UTF8')), 1, 8);
+        END IF;
+        IF v_reason = 0 AND p_cursor IS NOT NULL THEN
+            IF v_walk AND octet_length(p_cursor) = 32 AND substr(p_cursor, 25) = v_bind THEN
+                v_xact := ('x' || encode(substr(p_cursor, 1, 8), 'hex'))::bit(64)::bigint;
+                v_key := encode(substr(p_cursor, 9, 16), 'hex')::uuid;
+            ELSE
+                v_reason := 20;
+            END IF;
+        END IF;
+
+        IF v_reason = 0 THEN
+            IF v_purpose = 'ediscovery' THEN
+                v_from := greatest(v_from, m.window_from);
+                v_to := least(v_to, m.window_to);
+            ELSIF v_purpose = 'dlp' THEN
+                v_from := greatest(v_from, p_now - v_rules.dlp_age * interval '1 millisecond');
+            END IF;
+            -- Of a snapshot before those that the keys are read by: the safe side.
+            v_end := pg_snapshot_xmin(pg_current_snapshot())::text::bigint;
+            IF NOT v_walk THEN
+                -- One more than may be, to see that there are more.
+                SELECT coalesce(array_agg(k.key_id), '{}') INTO v_keys
+                  FROM (SELECT q.key_id FROM content_keys q
+                         WHERE q.org_id = v_org AND q.resource_id = p_target AND q.bound_at >= v_from AND q.bound_at < v_to
+                           AND q.blob IS NOT NULL
+                         ORDER BY q.bound_at DESC, q.key_id DESC
+                         LIMIT coalesce(nullif(p_count, 0), p_max_keys + 1)) k;
+                IF cardinality(v_keys) > p_max_keys THEN
+                    v_reason := 19;
+                    v_keys := '{}';
+                END IF;
+                v_key_orgs := array_fill(v_org, ARRAY[cardinality(v_keys)]);
+                v_resources := array_fill(p_target, ARRAY[cardinality(v_keys)]);
+            ELSIF p_action = 'resource.keys' THEN
+                SELECT coalesce(array_agg(k.key_id ORDER BY k.bound_xact, k.key_id), '{}'),
+                       coalesce(array_agg(k.bound_xact ORDER BY k.bound_xact, k.key_id), '{}')
+                  INTO v_keys, v_xacts
+                  FROM (SELECT q.bound_xact, q.key_id FROM content_keys q
+                         WHERE q.org_id = v_org AND q.resource_id = p_target AND q.bound_at >= v_from AND q.bound_at < v_to
+                           AND q.blob IS NOT NULL AND (q.bound_xact, q.key_id) > (v_xact, v_key) AND q.bound_xact < v_end
+                         ORDER BY q.bound_xact, q.key_id LIMIT v_count) k;
+                v_key_orgs := array_fill(v_org, ARRAY[cardinality(v_keys)]);
+                v_resources := array_fill(p_target, ARRAY[cardinality(v_keys)]);
+                IF cardinality(v_keys) > 0 THEN
+                    v_xact := v_xacts[cardinality(v_keys)];
+                    v_key := v_keys[cardinality(v_keys)];
+                END IF;
+            ELSE
+                LOOP
+                    v_looked := 0;
+                    FOR x IN
+                        SELECT k.org_id, k.key_id, k.bound_xact, k.resource_id,
+                               k.blob IS NOT NULL AND d.destroyed_at IS NULL AND (d.expires_at IS NULL OR d.expires_at > p_now)
+                               AND d.kind = ANY (s.kinds) AND k.bound_at >= v_from AND k.bound_at < v_to
+                               AND (m.matter_id IS NULL OR (d.kind = ANY (m.kinds) AND EXISTS (
+                                        SELECT FROM authorizations a
+                                         WHERE a.org_id = k.org_id AND a.resource_id = k.resource_id AND a.kind = 'user'
+                                           AND a.grantee = ANY (m.custodians)))) AS fits
+                          FROM (SELECT z.* FROM unnest(v_orgs) AS o(org)
+                                 CROSS JOIN LATERAL (
+                                       SELECT q.org_id, q.key_id, q.bound_xact, q.resource_id, q.blob, q.bound_at
+                                         FROM content_keys q
+                                        WHERE q.org_id = o.org AND (q.bound_xact, q.key_id) > (v_xact, v_key)
+                                          AND q.bound_xact < v_end
+                                        ORDER BY q.bound_xact, q.key_id LIMIT v_count) z
+                                 ORDER BY z.bound_xact, z.key_id LIMIT v_count) k
+                          JOIN resources d ON d.org_id = k.org_id AND d.resource_id = k.resource_id
+                         ORDER BY k.bound_xact, k.key_id
+                    LOOP
+                        v_looked := v_looked + 1;
+                        v_xact := x.bound_xact;
+                        v_key := x.key_id;
+                        IF x.fits THEN
+                            v_key_orgs := v_key_orgs || x.org_id;
+                            v_keys := v_keys || x.key_id;
+                            v_xacts := v_xacts || x.bound_xact;
+                            v_resources := v_resources || x.resource_id;
+                            EXIT WHEN cardinality(v_keys) = v_count;
+                        END IF;
+                    END LOOP;
+                    v_total := v_total + v_looked;
+                    EXIT WHEN cardinality(v_keys) = v_count OR v_looked < v_count OR v_total >= 20000;
+                END LOOP;
+            END IF;
+
+            IF s.breadth > 0 AND cardinality(v_keys) > 0 THEN
+                v_unseen := unseen_of(s.service, v_key_orgs, v_resources, p_now);
+                IF cardinality(v_unseen) > 0 THEN
+                    PERFORM breadth_lock(s.service);
+                    v_left := greatest(breadth_left(s.service, s.breadth, p_now), 0);
+                    v_unseen := unseen_of(s.service, v_key_orgs, v_resources, p_now);
+                    IF cardinality(v_unseen) > v_left THEN
+                        -- As far as it may go; the cursor stands there.
+                        v_at := array_position(v_resources, v_unseen[v_left + 1]) - 1;
+                        IF v_at = 0 THEN
+                            v_reason := 18;
+                        ELSE
+                            v_xact := v_xacts[v_at];
+                            v_key := v_keys[v_at];
+                        END IF;
+                        v_keys := v_keys[:v_at];
+                        v_key_orgs := v_key_orgs[:v_at];
+                        v_resources := v_resources[:v_at];
+                    END IF;
+                END IF;
+                INSERT INTO service_seen AS e (org_id, service, resource_id, seen_at)
+                SELECT DISTINCT u.org, s.service, u.resource, p_now FROM unnest(v_key_orgs, v_resources) AS u(org, resource)
+                 ORDER BY u.org, u.resource
+                    ON CONFLICT (org_id, service, resource_id) DO UPDATE SET seen_at = excluded.seen_at
+                       WHERE e.seen_at <= excluded.seen_at - interval '5 minutes';
+            END IF;
+        END IF;
+
+        v_verdict := release_code(v_reason);
+        v_why := release_why(v_reason);
+        IF v_walk AND v_reason = 0 THEN
+            v_cursor := int8send(v_xact) || uuid_send(v_key) || v_bind;
+        END IF;
+        INSERT INTO entries (org_id, at, op_id, verdict, action, kind, subject, client, channel_id, resource_id, key_ids,
+                             request_id, purpose, matter_id, detail)
+        VALUES (coalesce(v_org, nobody()), p_now, p_op, v_verdict, p_action,
+            CASE WHEN v_channel.subject IS NOT NULL THEN 'service' END, v_channel.subject, v_channel.client, p_channel,
+            r.resource_id, CASE WHEN p_action = 'resource.keys' AND cardinality(v_keys) > 0 THEN v_keys END, p_request,
+            CASE WHEN v_reason <> 4 THEN v_purpose END, v_matter,
+            nullif(jsonb_strip_nulls(jsonb_build_object('why', v_why, 'cursor', encode(v_cursor, 'hex'), 'parts',
+                CASE WHEN p_action <> 'resource.keys' AND cardinality(v_keys) > 0 THEN
+                    (SELECT jsonb_agg(CASE WHEN v_org IS NULL THEN jsonb_build_object('org', t.org, 'resource', t.resource)
+                                           ELSE jsonb_build_object('resource', t.resource) END ORDER BY t.first)
+                       FROM (SELECT u.org, u.resource, min(u.n) AS first
+                               FROM unnest(v_key_orgs, v_resources) WITH ORDINALITY AS u(org, resource, n) GROUP BY 1, 2) t)
+                END)), '{}'))
+        ON CONFLICT (org_id, op_id) DO NOTHING;
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'this operation was done in the meantime' USING ERRCODE = 'serialization_failure';
+        END IF;
+        IF p_action <> 'resource.keys' AND cardinality(v_keys) > 0 THEN
+            -- Each resource in its organisation's log; the entry above says which.
+            INSERT INTO entries (org_id, at, op_id, verdict, action, kind, subject, client, channel_id, resource_id, key_ids,
+                                 request_id, purpose, matter_id)
+            SELECT t.org, p_now, part_op(p_op, t.resource), 0, p_action, 'service', s.service, v_channel.client, p_channel,
+                   t.resource, t.keys, p_request, v_purpose, v_matter
+              FROM (SELECT u.org, u.resource, array_agg(u.key ORDER BY u.n) AS keys, min(u.n) AS first
+                      FROM unnest(v_key_orgs, v_resources, v_keys) WITH ORDINALITY AS u(org, resource, key, n)
+                     GROUP BY u.org, u.resource) t
+             ORDER BY t.first;
+        END IF;
+    END IF;
+
+    IF v_verdict = 0 AND cardinality(v_keys) > 0 THEN
+        -- A key destroyed since is not in the answer, though it is in the record: the safe side.
+        RETURN QUERY
+            SELECT p_n, 0, k.key_id, k.blob, k.generation, w.root_id, w.wrapped, k.org_id, k.creator, k.client_id,
+                   ms(k.created_at), ms(k.expires_at), ms(k.bound_at), k.resource_id, s.service, v_purpose, v_matter,
+                   s.public_key, v_cursor, NULL::text
+              FROM unnest(v_key_orgs, v_keys) AS u(org, id)
+              JOIN content_keys k ON k.org_id = u.org AND k.key_id = u.id AND k.blob IS NOT NULL
+              JOIN wrapping_keys w ON w.org_id = k.org_id AND w.generation = k.generation
+             ORDER BY CASE WHEN v_walk THEN k.bound_xact END, CASE WHEN NOT v_walk THEN k.bound_at END, k.key_id;
+        IF FOUND THEN
+            RETURN;
+        END IF;
+    END IF;
+    RETURN NEXT ROW(p_n, v_verdict, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, s.service,
+        v_purpose, v_matter, NULL, v_cursor, v_why)::service_released;
+END $$;
+COMMENT ON FUNCTION service_walk IS 'service_release for one request that may have many keys';
 
 -- The usual case, single keys, is one statement and no loop, as keys_release is.  What services, organisations and matters
 -- say is looked up once for all items that share them.
@@ -513,7 +846,9 @@ BEGIN
                    WHERE s.seen_at < excluded.seen_at
         ), answered AS (
             -- What was run before is answered as its record says, whatever has changed since.
-            SELECT j.*,
+            SELECT j.n, j.org_id, j.key_id, j.blob, j.generation, j.creator, j.client_id, j.created_at, j.expires_at,
+                   j.bound_at, j.resource_id, j.purpose, j.matter, coalesce(s.service, j.service) AS service,
+                   coalesce(s.public_key, j.public_key) AS public_key,
                    CASE WHEN (x.e).op_id IS NULL THEN release_code(j.reason)
                         WHEN (x.e).verdict = 0 AND j.blob IS NULL THEN 410001 ELSE (x.e).verdict END AS verdict,
                    CASE WHEN (x.e).op_id IS NULL THEN release_why(j.reason) ELSE (x.e).detail ->> 'why' END AS why
@@ -522,6 +857,8 @@ BEGIN
                    SELECT CASE WHEN (SELECT count(*) FROM recorded) < cardinality(ops)
                                THEN first_run(coalesce(j.org_id, nobody()), j.op, 'key.get', j.channel, NULL, ARRAY[j.key])
                           END AS e OFFSET 0) x
+              -- Its channel may be gone by now, but not whom it was and how he gets his keys.
+              LEFT JOIN services s ON s.org_id = nobody() AND s.service = (x.e).subject
              WHERE (SELECT g.yes FROM go g)
         )
         SELECT j.n, j.verdict, w.key_id, w.blob, w.generation, w.root_id, w.wrapped, w.org_id, w.creator, w.client_id,
@@ -567,6 +904,604 @@ BEGIN
     END LOOP;
 END $$;
 COMMENT ON FUNCTION service_release IS 'Decides about everything that services ask for, and releases keys to them, each with its record';
+
+-- ---------------------------------------------------------------------------------------------------- users and officers
+-- As before, but: services are refused; an officer may need a matter; a resource has a kind.
+
+DROP FUNCTION judge_resource(uuid, uuid, text, text, text, boolean, timestamptz);
+CREATE FUNCTION judge_resource(p_org uuid, p_resource uuid, p_kind text, p_subject text, p_behalf text,
+    p_officer boolean, p_now timestamptz, OUT verdict integer, OUT path uuid[], OUT expires_at timestamptz,
+    OUT matter uuid, OUT kind text)
+LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    v_behalf text := nullif(p_behalf, p_subject);
+    v_resource record;
+BEGIN
+    verdict := 0;
+    IF v_behalf IS NOT NULL AND p_officer IS NOT TRUE THEN
+        verdict := 403004;
+        RETURN;
+    END IF;
+    SELECT r.resource_id AS id, r.expires_at, r.destroyed_at, r.kind INTO v_resource
+      FROM resources r WHERE r.org_id = p_org AND r.resource_id = p_resource;
+    path := path_to(p_org, p_resource, CASE WHEN v_behalf IS NULL THEN p_kind ELSE 'user' END,
+        coalesce(v_behalf, p_subject), p_now);
+    IF path IS NULL THEN
+        verdict := CASE WHEN NOT EXISTS (SELECT FROM resources r WHERE r.resource_id = p_resource) THEN 404001
+                        WHEN v_resource.id IS NULL AND v_behalf IS NOT NULL THEN 403004
+                        ELSE 403001 END;
+        RETURN;
+    END IF;
+    expires_at := v_resource.expires_at;
+    kind := v_resource.kind;
+    IF v_behalf IS NOT NULL THEN
+        matter := officer_matter(p_org, v_behalf, kind, NULL, p_now);
+    END IF;
+    IF matter = nobody() THEN
+        verdict := 403007;
+    ELSIF v_resource.destroyed_at IS NOT NULL OR v_resource.expires_at <= p_now THEN
+        verdict := 410001;
+    END IF;
+END $$;
+COMMENT ON FUNCTION judge_resource IS 'May this principal have to do with this resource?  matter: under which an officer may, NULL: needs none';
+
+CREATE OR REPLACE FUNCTION keys_create(ops uuid[], orgs uuid[], channels uuid[], requests text[], clients text[],
+    generations integer[], key_items integer[], key_ids uuid[], key_blobs bytea[], unbound_ms bigint)
+RETURNS TABLE (n integer, verdict integer, created bigint, expires bigint)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
+SET jit = off AS $$
+#variable_conflict use_column
+DECLARE
+    v_now timestamptz(3) := clock_timestamp();
+    v_until timestamptz(3) := v_now + unbound_ms * interval '1 millisecond';
+    v_verdicts integer[];
+    v_kinds text[];
+    v_subjects text[];
+    v_persons uuid[];
+    v_known text[];             -- the channels' clients, and their pseudonyms
+    v_pseudonyms uuid[];
+    v_times timestamptz[];      -- when it was done before; NULL: new
+    v_new integer;
+    v_written integer;
+BEGIN
+    PERFORM check_lengths(cardinality(ops), cardinality(orgs), cardinality(channels), cardinality(requests),
+        cardinality(clients), cardinality(generations));
+    PERFORM check_lengths(cardinality(key_items), cardinality(key_ids), cardinality(key_blobs));
+    IF unbound_ms IS NULL OR unbound_ms <= 0 THEN
+        RAISE EXCEPTION 'unbound_ms must be positive' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+
+    SELECT array_agg(j.verdict ORDER BY j.n), array_agg(j.kind ORDER BY j.n), array_agg(j.subject ORDER BY j.n),
+           array_agg(j.person ORDER BY j.n), array_agg(j.client_id ORDER BY j.n), array_agg(j.client ORDER BY j.n),
+           array_agg(j.at ORDER BY j.n), count(*) FILTER (WHERE j.at IS NULL AND j.verdict >= 0)
+      INTO v_verdicts, v_kinds, v_subjects, v_persons, v_known, v_pseudonyms, v_times, v_new
+      FROM (SELECT i.n, c.kind, c.subject, c.person, c.client_id, c.client, e.at,
+                   CASE WHEN e.op_id IS NOT NULL THEN (first_run(i.org, i.op, 'key.create', i.channel)).verdict
+                        WHEN c.channel_id IS NULL THEN 499001
+                        WHEN c.kind = 'service' THEN 403005
+                        WHEN o.org_id IS NULL THEN 401001
+                        WHEN o.state <> 'active' OR c.kind <> 'user' THEN 403001
+                        WHEN o.generation IS DISTINCT FROM i.generation THEN -1
+                        ELSE 0 END AS verdict
+              FROM unnest(ops, orgs, channels, generations) WITH ORDINALITY AS i(op, org, channel, generation, n)
+              LEFT JOIN channels c ON c.org_id = i.org AND c.channel_id = i.channel AND c.expires_at > v_now
+              LEFT JOIN organisations o ON o.org_id = i.org
+              LEFT JOIN entries e ON e.org_id = i.org AND e.op_id = i.op) j;
+
+    IF v_new > 0 THEN
+        INSERT INTO entries (org_id, at, op_id, verdict, action, kind, subject, client_id, person, client,
+                             channel_id, key_ids, request_id)
+        SELECT i.org, v_now, i.op, i.verdict, 'key.create', i.kind,
+               CASE WHEN i.person IS NULL THEN i.subject END, CASE WHEN i.client IS DISTINCT FROM i.known OR i.pseudonym IS NULL THEN i.client END,
+               i.person, CASE WHEN i.client = i.known THEN i.pseudonym END, i.channel,
+               CASE WHEN i.verdict = 0 THEN
+                   (SELECT array_agg(k.id ORDER BY k.id) FROM unnest(key_items, key_ids) AS k(item, id) WHERE k.item = i.n)
+               END, i.request
+          FROM unnest(ops, orgs, channels, requests, clients, v_verdicts, v_kinds, v_subjects, v_persons, v_known,
+                      v_pseudonyms, v_times) WITH ORDINALITY
+               AS i(op, org, channel, request, client, verdict, kind, subject, person, known, pseudonym, done, n)
+         WHERE i.done IS NULL AND i.verdict >= 0
+         ORDER BY i.n
+            ON CONFLICT (org_id, op_id) DO NOTHING;
+        GET DIAGNOSTICS v_written = ROW_COUNT;
+        IF v_written < v_new THEN
+            RAISE EXCEPTION 'this operation was done in the meantime' USING ERRCODE = 'serialization_failure';
+        END IF;
+
+        INSERT INTO content_keys (org_id, key_id, generation, blob, creator, client_id, created_at, expires_at)
+        SELECT orgs[k.item], k.id, generations[k.item], k.blob, v_subjects[k.item], coalesce(clients[k.item], ''),
+               v_now, v_until
+          FROM unnest(key_items, key_ids, key_blobs) AS k(item, id, blob)
+         WHERE v_verdicts[k.item] = 0 AND v_times[k.item] IS NULL;
+    END IF;
+    IF cardinality(array_remove(v_times, NULL)) > 0 THEN
+        PERFORM touch_fence();
+    END IF;
+
+    RETURN QUERY
+        SELECT i.n::integer, i.verdict,
+               CASE WHEN i.verdict = 0 THEN ms(coalesce(i.done, v_now)) END,
+               CASE WHEN i.verdict = 0 THEN ms(coalesce(i.done, v_now)) + unbound_ms END
+          FROM unnest(v_verdicts, v_times) WITH ORDINALITY AS i(verdict, done, n)
+         ORDER BY i.n;
+END $$;
+
+CREATE OR REPLACE FUNCTION keys_release(ops uuid[], orgs uuid[], channels uuid[], requests text[], clients text[], keys uuid[],
+    behalf text[], officers boolean[])
+RETURNS SETOF released
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
+SET jit = off AS $$
+#variable_conflict use_column
+DECLARE
+    v_now timestamptz := clock_timestamp();
+BEGIN
+    PERFORM check_lengths(cardinality(ops), cardinality(orgs), cardinality(channels), cardinality(requests),
+        cardinality(clients), cardinality(keys), cardinality(behalf), cardinality(officers));
+    IF cardinality(array_remove(behalf, NULL)) > 0 THEN
+        PERFORM policy_share();     -- officers may need a matter
+    END IF;
+    RETURN QUERY
+    WITH found AS (
+        SELECT i.n::integer AS n, i.op, i.org, i.channel, i.request, i.client, i.key, i.officer,
+               c.channel_id IS NOT NULL AS open, o.state, c.kind, c.subject, c.person,
+               CASE WHEN c.client_id = i.client THEN c.client END AS client_pseudonym,
+               nullif(i.behalf, c.subject) AS behalf,
+               coalesce(i.behalf, c.subject) AS who,
+               k.key_id, k.blob, k.generation, k.creator, k.client_id, k.created_at, k.expires_at, k.bound_at,
+               k.resource_id, r.kind AS resource_kind,
+               r.destroyed_at IS NOT NULL OR r.expires_at <= v_now OR k.blob IS NULL AS gone
+          FROM unnest(ops, orgs, channels, requests, clients, keys, behalf, officers) WITH ORDINALITY
+               AS i(op, org, channel, request, client, key, behalf, officer, n)
+          LEFT JOIN channels c ON c.org_id = i.org AND c.channel_id = i.channel AND c.expires_at > v_now
+          LEFT JOIN organisations o ON o.org_id = i.org
+          LEFT JOIN content_keys k ON k.org_id = i.org AND k.key_id = i.key
+          LEFT JOIN resources r ON r.org_id = k.org_id AND r.resource_id = k.resource_id
+    ), judged AS (
+        SELECT f.*, p.path, p.matter,
+               CASE WHEN NOT f.open THEN 499001
+                    WHEN f.kind = 'service' THEN 403005
+                    WHEN f.state IS NULL THEN 401001
+                    WHEN f.state <> 'active' THEN 403001
+                    WHEN f.behalf IS NOT NULL AND f.officer IS NOT TRUE THEN 403004
+                    -- Unbound: its creator with the same client, while it may be bound.
+                    WHEN f.resource_id IS NULL AND f.creator = f.who AND f.kind = 'user' THEN
+                        CASE WHEN f.behalf IS NULL AND f.client_id IS DISTINCT FROM f.client THEN 403003
+                             WHEN f.expires_at <= v_now THEN 404001
+                             WHEN p.matter = nobody() THEN 403007
+                             ELSE 0 END
+                    -- Unknown and not authorised take one way, so that they take one time.  A resource's id is no key's,
+                    -- though a path to it was found.
+                    WHEN p.path IS NULL OR f.key_id IS NULL THEN
+                        CASE WHEN NOT EXISTS (SELECT FROM content_keys x WHERE x.key_id = f.key) THEN 404001
+                             WHEN f.key_id IS NULL AND f.behalf IS NOT NULL THEN 403004
+                             WHEN f.key_id IS NOT NULL AND f.resource_id IS NULL AND f.kind = 'user' THEN 403002
+                             ELSE 403001 END
+                    WHEN p.matter = nobody() THEN 403007
+                    WHEN f.gone THEN 410001
+                    ELSE 0 END AS verdict
+          FROM found f
+          LEFT JOIN authorizations d
+            ON f.kind = 'user' AND d.org_id = f.org AND d.resource_id = coalesce(f.resource_id, f.key)
+           AND d.kind = 'user' AND d.grantee = f.who
+         CROSS JOIN LATERAL (
+               -- Searched in vain for another's unbound key too: it takes the time of one that does not exist.
+               SELECT CASE WHEN NOT f.open OR (f.resource_id IS NULL AND f.creator = f.who AND f.kind = 'user') THEN NULL
+                           WHEN d.authorization_id IS NOT NULL THEN '{}'
+                           WHEN f.kind = 'user' THEN nested_path(f.org, coalesce(f.resource_id, f.key), f.who, v_now)
+                           ELSE path_to(f.org, coalesce(f.resource_id, f.key), f.kind, f.subject, v_now)
+                      END AS path,
+                      CASE WHEN f.behalf IS NOT NULL AND f.officer AND f.key_id IS NOT NULL
+                           THEN officer_matter(f.org, f.who, f.resource_kind, f.bound_at, v_now) END AS matter OFFSET 0) p
+    ), recorded AS (
+        -- With pseudonyms from the channel's row, so that the trigger has nothing to do.
+        INSERT INTO entries (org_id, at, op_id, verdict, action, kind, subject, on_behalf, client_id, person, client,
+                             channel_id, resource_id, key_ids, path, request_id, matter_id)
+        SELECT j.org, v_now, j.op, j.verdict, 'key.get', j.kind, CASE WHEN j.person IS NULL THEN j.subject END, j.behalf,
+               CASE WHEN j.client_pseudonym IS NULL THEN j.client END, j.person, j.client_pseudonym, j.channel,
+               j.resource_id, ARRAY[j.key], j.path, j.request, CASE WHEN j.verdict = 0 THEN j.matter END
+          FROM judged j
+         ORDER BY j.n
+            ON CONFLICT (org_id, op_id) DO NOTHING
+        RETURNING 1
+    ), fenced AS (
+        UPDATE fence SET touched = touched + 1
+         WHERE org_id = nobody() AND (SELECT count(*) FROM recorded) < cardinality(ops)
+    ), answered AS (
+        -- What was run before is answered as its record says, whatever has changed since.
+        SELECT j.n, j.org, j.key_id, j.blob, j.generation, j.creator, j.client_id, j.created_at, j.expires_at, j.bound_at,
+               j.resource_id,
+               CASE WHEN x.said = 0 AND j.blob IS NULL THEN 410001 ELSE x.said END AS verdict
+          FROM judged j
+         CROSS JOIN LATERAL (
+               SELECT CASE WHEN (SELECT count(*) FROM recorded) = cardinality(ops) THEN j.verdict
+                           ELSE (first_run(j.org, j.op, 'key.get', j.channel, NULL, ARRAY[j.key])).verdict
+                      END AS said OFFSET 0) x
+    )
+    SELECT j.n, j.verdict, w.key_id, w.blob, w.generation, w.root_id, w.wrapped, w.org_id, w.creator, w.client_id,
+           ms(w.created_at), ms(w.expires_at), ms(w.bound_at), w.resource_id
+      FROM answered j
+      LEFT JOIN LATERAL (
+           SELECT j.key_id, j.blob, j.generation, x.root_id, x.wrapped, x.org_id, j.creator, j.client_id, j.created_at,
+                  j.expires_at, j.bound_at, j.resource_id
+             FROM wrapping_keys x
+            WHERE x.org_id = j.org AND x.generation = j.generation AND j.verdict = 0) w ON true
+     ORDER BY j.n;
+END $$;
+
+CREATE OR REPLACE FUNCTION resource_keys(ops uuid[], orgs uuid[], channels uuid[], requests text[], clients text[],
+    resources uuid[], after bigint[], before bigint[], counts integer[], behalf text[], officers boolean[],
+    max_keys integer)
+RETURNS SETOF released
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
+#variable_conflict use_column
+DECLARE
+    v_now timestamptz(3) := clock_timestamp();
+    v_caller record;
+    v_judged record;
+    v_entry entries;
+    v_verdict integer;
+    v_path uuid[];
+    v_keys uuid[];
+    v_matter matters;
+BEGIN
+    PERFORM check_lengths(cardinality(ops), cardinality(orgs), cardinality(channels), cardinality(requests),
+        cardinality(clients), cardinality(resources), cardinality(after), cardinality(before), cardinality(counts),
+        cardinality(behalf), cardinality(officers));
+    IF cardinality(array_remove(behalf, NULL)) > 0 THEN
+        PERFORM policy_share();
+    END IF;
+    FOR i IN 1 .. cardinality(ops) LOOP
+        v_path := NULL;
+        v_keys := NULL;
+        v_matter := NULL;
+        v_entry := first_run(orgs[i], ops[i], 'resource.keys', channels[i], resources[i]);
+        IF v_entry.op_id IS NOT NULL THEN
+            PERFORM touch_fence();
+            v_verdict := v_entry.verdict;
+            v_keys := v_entry.key_ids;
+        ELSE
+            SELECT * INTO v_caller FROM caller(orgs[i], channels[i], v_now);
+            v_verdict := v_caller.verdict;
+            IF v_verdict = 0 THEN
+                SELECT * INTO v_judged FROM judge_resource(orgs[i], resources[i], v_caller.kind, v_caller.subject,
+                    behalf[i], officers[i], v_now);
+                v_verdict := v_judged.verdict;
+                v_path := v_judged.path;
+            END IF;
+            IF v_verdict = 0 THEN
+                IF v_judged.matter IS NOT NULL THEN
+                    -- Of those that cover the resource rather one whose time has keys of it.
+                    SELECT m.* INTO STRICT v_matter FROM matters m
+                     WHERE m.org_id = orgs[i]
+                       AND m.matter_id = officer_matter(orgs[i], behalf[i], v_judged.kind, NULL, v_now, resources[i],
+                               ms_to_time(after[i]), ms_to_time(before[i]));
+                END IF;
+                -- One more than may be, to see that there are more.
+                SELECT array_agg(x.key_id) INTO v_keys
+                  FROM (SELECT k.key_id FROM content_keys k
+                         WHERE k.org_id = orgs[i] AND k.resource_id = resources[i]
+                           AND k.bound_at >= coalesce(ms_to_time(after[i]), '-infinity')
+                           AND k.bound_at < coalesce(ms_to_time(before[i]), 'infinity')
+                           AND (v_matter.matter_id IS NULL
+                                OR (k.bound_at >= v_matter.window_from AND k.bound_at < v_matter.window_to))
+                           AND k.blob IS NOT NULL
+                         ORDER BY k.bound_at DESC, k.key_id DESC
+                         LIMIT coalesce(counts[i], max_keys + 1)) x;
+                IF cardinality(v_keys) > max_keys THEN
+                    v_verdict := 413001;
+                    v_keys := NULL;
+                END IF;
+            END IF;
+            PERFORM record_entry(orgs[i], ops[i], 'resource.keys', v_verdict, v_caller.kind, v_caller.subject,
+                nullif(behalf[i], v_caller.subject), clients[i], channels[i], resources[i], v_keys, v_path, requests[i],
+                NULL, NULL, CASE WHEN v_verdict = 0 THEN v_matter.matter_id END);
+        END IF;
+        IF v_verdict = 0 AND v_keys IS NOT NULL THEN
+            -- A key swept since is not in the answer, though it is in the record: the safe side.
+            RETURN QUERY
+                SELECT i, 0, k.key_id, k.blob, k.generation, w.root_id, w.wrapped, k.org_id, k.creator, k.client_id,
+                       ms(k.created_at), ms(k.expires_at), ms(k.bound_at), k.resource_id
+                  FROM unnest(v_keys) AS u(id)
+                  JOIN content_keys k ON k.org_id = orgs[i] AND k.key_id = u.id AND k.blob IS NOT NULL
+                  JOIN wrapping_keys w ON w.org_id = k.org_id AND w.generation = k.generation
+                 ORDER BY k.bound_at, k.key_id;
+            CONTINUE WHEN FOUND;
+        END IF;
+        RETURN NEXT ROW(i, v_verdict, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)::released;
+    END LOOP;
+END $$;
+
+CREATE OR REPLACE FUNCTION resource_json(p_org uuid, p_resource uuid) RETURNS jsonb LANGUAGE sql STABLE
+RETURN (
+    SELECT jsonb_build_object('resource', r.resource_id, 'kind', r.kind, 'created', ms(r.created_at), 'expires', ms(r.expires_at),
+        'keys', coalesce((SELECT jsonb_agg(k.key_id ORDER BY k.bound_at, k.key_id) FROM content_keys k
+                           WHERE k.org_id = r.org_id AND k.resource_id = r.resource_id AND k.blob IS NOT NULL), '[]'),
+        'authorizations', coalesce((SELECT jsonb_agg(authorization_json(a, r.expires_at)
+                                               ORDER BY a.created_at, a.authorization_id)
+                                      FROM authorizations a
+                                     WHERE a.org_id = r.org_id AND a.resource_id = r.resource_id), '[]'))
+      FROM resources r WHERE r.org_id = p_org AND r.resource_id = p_resource);
+
+CREATE OR REPLACE FUNCTION do_resource_create(c call) RETURNS outcome LANGUAGE plpgsql AS $$
+DECLARE
+    v_id uuid := gen_random_uuid();
+    v_until timestamptz(3) := c.at + (c.args ->> 'ttl_ms')::bigint * interval '1 millisecond';
+    v_keys_until timestamptz(3) := c.at + nullif((c.args ->> 'bound_ms')::bigint, 0) * interval '1 millisecond';
+    v_keys uuid[];
+    v_key record;
+    v_auths jsonb := coalesce(c.args -> 'auths', '[]');
+    v_granted jsonb;
+    v_found boolean;
+    v_kind text := coalesce(c.args ->> 'kind', 'space');
+BEGIN
+    IF c.kind <> 'user' THEN
+        RETURN refused(403001, NULL, NULL);
+    END IF;
+    IF v_kind NOT IN ('space', 'meeting', 'file', 'whiteboard', 'calendar') THEN
+        RETURN refused(400002, 'kind is space, meeting, file, whiteboard or calendar', NULL);
+    END IF;
+    SELECT coalesce(array_agg(x.id::uuid ORDER BY x.n), '{}') INTO v_keys
+      FROM jsonb_array_elements_text(coalesce(c.args -> 'keys', '[]')) WITH ORDINALITY AS x(id, n);
+    FOR i IN 1 .. cardinality(v_keys) LOOP
+        SELECT k.creator, k.client_id, k.resource_id, k.expires_at INTO v_key
+          FROM content_keys k WHERE k.org_id = c.org AND k.key_id = v_keys[i];
+        IF NOT FOUND THEN
+            v_found := EXISTS (SELECT FROM content_keys k WHERE k.key_id = v_keys[i]);
+            RETURN refused(CASE WHEN v_found THEN 403001 ELSE 404001 END,
+                CASE WHEN NOT v_found THEN 'keyUris names a key that does not exist' END, NULL);
+        ELSIF v_key.creator <> c.subject THEN
+            RETURN refused(403002, 'keyUris names a key of another user', NULL);
+        ELSIF v_key.client_id IS DISTINCT FROM coalesce(c.client, '') THEN
+            RETURN refused(403003, 'keyUris names a key of another client', NULL);
+        ELSIF v_key.resource_id IS NOT NULL THEN
+            RETURN refused(409001, 'keyUris names a key that is bound already', NULL);
+        ELSIF v_key.expires_at <= c.at THEN
+            RETURN refused(404001, 'keyUris names a key that was not bound in time', NULL);
+        ELSIF v_keys[i] = ANY (v_keys[:i - 1]) THEN
+            RETURN refused(409001, 'keyUris names a key twice', NULL);
+        END IF;
+    END LOOP;
+    IF NOT grantees_exist(c, v_auths) THEN
+        RETURN refused(404001, 'an authId names a resource that does not exist', NULL);
+    END IF;
+
+    INSERT INTO resources (org_id, resource_id, creator, created_at, expires_at, kind)
+    VALUES (c.org, v_id, c.subject, c.at, v_until, v_kind);
+    v_granted := grant_all(c, v_id, v_until,
+        jsonb_build_array(jsonb_build_object('kind', 'user', 'grantee', c.subject)) || v_auths,
+        (c.args ->> 'anonymous')::integer);
+    UPDATE content_keys k SET resource_id = v_id, bound_at = c.at, expires_at = v_keys_until
+     WHERE k.org_id = c.org AND k.key_id = ANY (v_keys);
+    RETURN ROW(0, jsonb_build_object('resource', v_id, 'kind', v_kind, 'created', ms(c.at), 'expires', ms(v_until),
+        'keys', to_jsonb(v_keys), 'authorizations', v_granted), v_id, v_keys, '{}'::uuid[], NULL)::outcome;
+END $$;
+
+CREATE OR REPLACE FUNCTION each_item(p_action text, p_changes boolean, ops uuid[], orgs uuid[], channels uuid[], requests text[],
+    clients text[], args jsonb[])
+RETURNS TABLE (n integer, verdict integer, result jsonb) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    v_now timestamptz(3) := clock_timestamp();
+    v_entry entries;
+    v_caller record;
+    v_again boolean;
+    v_matter uuid;
+    c call;
+    o outcome;
+BEGIN
+    PERFORM check_lengths(cardinality(ops), cardinality(orgs), cardinality(channels), cardinality(requests),
+        cardinality(clients), cardinality(args));
+    IF EXISTS (SELECT FROM unnest(args) AS a WHERE a ->> 'behalf' IS NOT NULL) THEN
+        PERFORM policy_share();     -- officers may need a matter
+    END IF;
+    IF p_changes THEN
+        -- All rows that the items contend for, in order: two calls that cross do not deadlock.
+        PERFORM FROM resources r
+          WHERE (r.org_id, r.resource_id) IN (
+                SELECT i.org, coalesce(a.resource_id, (i.args ->> 'resource')::uuid)
+                  FROM unnest(orgs, args) AS i(org, args)
+                  LEFT JOIN authorizations a
+                    ON a.org_id = i.org AND a.authorization_id = (i.args ->> 'authorization')::uuid)
+          ORDER BY r.org_id, r.resource_id FOR NO KEY UPDATE;
+        PERFORM FROM content_keys k
+          WHERE (k.org_id, k.key_id) IN (
+                SELECT i.org, x.id::uuid FROM unnest(orgs, args) AS i(org, args),
+                       jsonb_array_elements_text(coalesce(i.args -> 'keys', '[]')) AS x(id))
+          ORDER BY k.org_id, k.key_id FOR NO KEY UPDATE;
+        PERFORM FROM kms.channels t
+          WHERE (t.org_id, t.channel_id) IN (
+                SELECT i.org, (i.args ->> 'channel')::uuid FROM unnest(orgs, args) AS i(org, args))
+          ORDER BY t.org_id, t.channel_id FOR UPDATE;
+    END IF;
+
+    FOR i IN 1 .. cardinality(ops) LOOP
+        v_entry := first_run(orgs[i], ops[i], p_action, channels[i]);
+        v_again := v_entry.op_id IS NOT NULL;
+        v_matter := NULL;
+        n := i;
+        IF v_again THEN
+            PERFORM touch_fence();
+            IF p_changes THEN
+                verdict := v_entry.verdict;
+                result := v_entry.detail;
+                RETURN NEXT;
+                CONTINUE;
+            END IF;
+        END IF;
+        SELECT * INTO v_caller FROM caller(orgs[i], channels[i], v_now, p_action = 'channel.delete');
+        IF v_caller.verdict <> 0 THEN
+            o := refused(v_caller.verdict, NULL, (args[i] ->> 'resource')::uuid);
+        ELSE
+            c := ROW(ops[i], orgs[i], channels[i], clients[i], v_caller.kind, v_caller.subject, args[i], v_now);
+            CASE p_action
+                WHEN 'resource.create' THEN o := do_resource_create(c);
+                WHEN 'resource.get' THEN o := do_resource_get(c);
+                WHEN 'authorization.create' THEN o := do_authorizations_create(c);
+                WHEN 'authorization.list' THEN o := do_authorizations_list(c);
+                WHEN 'authorization.delete' THEN o := do_authorizations_delete(c);
+                WHEN 'channel.delete' THEN o := do_channel_delete(c);
+                WHEN 'resource.releases' THEN o := do_resource_releases(c);
+            END CASE;
+            IF o.verdict = 0 AND o.behalf IS NOT NULL THEN
+                v_matter := officer_matter(orgs[i], o.behalf, (SELECT r.kind FROM resources r
+                    WHERE r.org_id = orgs[i] AND r.resource_id = o.resource), NULL, v_now);
+            END IF;
+        END IF;
+        IF NOT v_again THEN
+            PERFORM record_entry(orgs[i], ops[i], p_action, o.verdict, v_caller.kind, v_caller.subject, o.behalf,
+                clients[i], channels[i], o.resource, o.keys, o.path, requests[i],
+                CASE WHEN p_changes OR o.verdict <> 0 THEN o.result END, NULL, v_matter);
+        END IF;
+        verdict := o.verdict;
+        result := o.result;
+        RETURN NEXT;
+    END LOOP;
+END $$;
+
+-- ---------------------------------------------------------------------------------------------------- the keeper
+-- As before, for the installation too; and the sweeper knows proofs.
+
+CREATE OR REPLACE FUNCTION wrapping_key_add(op uuid, org uuid, generation integer, root uuid, wrapped bytea, kcv bytea, actor text)
+RETURNS TABLE (verdict integer, result jsonb)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+    v_now timestamptz(3) := clock_timestamp();
+    v_before record;
+    v_current integer;      -- NULL: no such organisation
+BEGIN
+    IF org = nobody() THEN
+        SELECT t.generation INTO v_current FROM installation t WHERE t.org_id = org FOR NO KEY UPDATE;
+    ELSE
+        SELECT o.generation INTO v_current FROM organisations o WHERE o.org_id = org FOR NO KEY UPDATE;
+    END IF;
+    SELECT * INTO v_before FROM done_before(CASE WHEN v_current IS NULL THEN nobody() ELSE org END, op, 'wrapping_key.add');
+    IF v_before.seen THEN
+        verdict := v_before.verdict;
+        result := v_before.result;
+    ELSIF v_current IS NULL THEN
+        verdict := 404001;
+        result := jsonb_build_object('why', 'no such organisation');
+        PERFORM record_admin(nobody(), op, actor, 'wrapping_key.add', verdict, result);
+    ELSIF generation IS DISTINCT FROM v_current + 1 THEN
+        verdict := 409002;
+        result := jsonb_build_object('why', 'not the next generation; another node was quicker', 'generation', v_current);
+        PERFORM record_admin(org, op, actor, 'wrapping_key.add', verdict, result);
+    ELSE
+        INSERT INTO wrapping_keys (org_id, generation, root_id, wrapped, kcv, created_at)
+        VALUES (org, generation, root, wrapped, kcv, v_now);
+        IF org = nobody() THEN
+            UPDATE installation t SET generation = v_current + 1 WHERE t.org_id = org;
+        ELSE
+            UPDATE organisations o SET generation = v_current + 1 WHERE o.org_id = org;
+        END IF;
+        verdict := 0;
+        result := jsonb_build_object('generation', generation, 'root', root);
+        PERFORM record_admin(org, op, actor, 'wrapping_key.add', 0, result);
+    END IF;
+    RETURN NEXT;
+END $$;
+
+CREATE OR REPLACE FUNCTION wrapping_keys_due(max_age_ms bigint, max_wraps bigint)
+RETURNS TABLE (org uuid, org_name text, generation integer)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT o.org_id, o.name, o.generation
+          FROM (SELECT x.org_id, x.name, x.generation FROM organisations x
+                UNION ALL SELECT t.org_id, '', t.generation FROM installation t) o
+          LEFT JOIN wrapping_keys w ON w.org_id = o.org_id AND w.generation = o.generation
+         WHERE o.generation = 0
+            OR w.created_at <= clock_timestamp() - max_age_ms * interval '1 millisecond' OR w.wraps >= max_wraps
+         ORDER BY o.name;
+END $$;
+COMMENT ON FUNCTION wrapping_keys_due IS
+    'Whose current wrapping key is too old or was used too often; the installation (nil, "") is among them, at once while it has none';
+
+CREATE OR REPLACE FUNCTION sweep(batch integer) RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
+DECLARE
+    v_now timestamptz(3) := clock_timestamp();
+    v_channels integer;
+    v_proofs integer;
+    v_unbound integer;
+    v_resources integer := 0;
+    v_keys integer := 0;
+    v_due record;
+    v_destroyed uuid[];
+    v_left boolean;
+BEGIN
+    IF batch IS NULL OR batch < 1 THEN
+        RAISE EXCEPTION 'batch must be positive' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    -- One sweeper on all nodes; whoever comes second has nothing to do.
+    IF NOT pg_try_advisory_xact_lock(hashtextextended('kms.sweep', 0)) THEN
+        RETURN jsonb_build_object('channels', 0, 'unbound_keys', 0, 'resources', 0, 'keys', 0, 'proofs', 0);
+    END IF;
+
+    -- Ten minutes late, so that a slow answer still finds the channel that it goes to.
+    DELETE FROM channels c USING (
+        SELECT x.org_id, x.channel_id FROM channels x WHERE x.expires_at < v_now - interval '10 minutes'
+         ORDER BY x.expires_at LIMIT batch FOR UPDATE SKIP LOCKED) d
+     WHERE c.org_id = d.org_id AND c.channel_id = d.channel_id;
+    GET DIAGNOSTICS v_channels = ROW_COUNT;
+    DELETE FROM service_proofs p USING (
+        SELECT x.org_id, x.jti_hash FROM service_proofs x WHERE x.expires_at < v_now
+         ORDER BY x.expires_at LIMIT batch FOR UPDATE SKIP LOCKED) d
+     WHERE p.org_id = d.org_id AND p.jti_hash = d.jti_hash;
+    GET DIAGNOSTICS v_proofs = ROW_COUNT;
+    DELETE FROM service_seen s USING (
+        SELECT x.org_id, x.service, x.resource_id FROM service_seen x WHERE x.seen_at < v_now - interval '2 hours'
+         ORDER BY x.seen_at LIMIT batch FOR UPDATE SKIP LOCKED) d
+     WHERE s.org_id = d.org_id AND s.service = d.service AND s.resource_id = d.resource_id;
+
+    WITH due AS (
+        SELECT x.org_id, x.key_id FROM content_keys x WHERE x.resource_id IS NULL AND x.expires_at <= v_now
+         ORDER BY x.expires_at LIMIT batch FOR UPDATE SKIP LOCKED
+    ), gone AS (
+        DELETE FROM content_keys k USING due d WHERE k.org_id = d.org_id AND k.key_id = d.key_id
+        RETURNING k.org_id, k.key_id
+    ), recorded AS (
+        INSERT INTO entries (org_id, op_id, verdict, action, kind, subject, key_ids)
+        SELECT g.org_id, gen_random_uuid(), 0, 'key.expire', 'keeper', 'keeper', array_agg(g.key_id ORDER BY g.key_id)
+          FROM gone g GROUP BY g.org_id
+    )
+    SELECT count(*) INTO v_unbound FROM gone;
+
+    -- A resource with very many keys takes several rounds; it counts as destroyed since its time was over anyway.
+    FOR v_due IN
+        SELECT r.org_id, r.resource_id FROM resources r
+         WHERE r.destroyed_at IS NULL AND r.expires_at IS NOT NULL AND r.expires_at <= v_now
+         ORDER BY r.expires_at LIMIT batch FOR UPDATE SKIP LOCKED
+    LOOP
+        WITH gone AS (
+            UPDATE content_keys k SET blob = NULL, destroyed_at = v_now
+             WHERE k.org_id = v_due.org_id AND k.key_id IN (
+                   SELECT x.key_id FROM content_keys x
+                    WHERE x.org_id = v_due.org_id AND x.resource_id = v_due.resource_id AND x.blob IS NOT NULL
+                    ORDER BY x.key_id LIMIT batch - v_keys FOR UPDATE)
+            RETURNING k.key_id)
+        SELECT array_agg(g.key_id ORDER BY g.key_id) INTO v_destroyed FROM gone g;
+        v_keys := v_keys + coalesce(cardinality(v_destroyed), 0);
+        v_left := EXISTS (SELECT FROM content_keys x WHERE x.org_id = v_due.org_id
+                             AND x.resource_id = v_due.resource_id AND x.blob IS NOT NULL);
+        IF NOT v_left THEN
+            UPDATE resources r SET destroyed_at = v_now
+             WHERE r.org_id = v_due.org_id AND r.resource_id = v_due.resource_id;
+            v_resources := v_resources + 1;
+        END IF;
+        PERFORM record_admin(v_due.org_id, gen_random_uuid(), 'keeper', 'resource.destroy', 0,
+            CASE WHEN v_left THEN jsonb_build_object('more', true) END, v_due.resource_id, v_destroyed);
+        EXIT WHEN v_keys >= batch;
+    END LOOP;
+    RETURN jsonb_build_object('channels', v_channels, 'unbound_keys', v_unbound, 'resources', v_resources, 'keys', v_keys,
+        'proofs', v_proofs);
+END $$;
 
 GRANT EXECUTE ON FUNCTION channels_open, service_channel_create, refusals_record, service_release TO kms_worker;
 GRANT EXECUTE ON FUNCTION certificates_revoked TO kms_keeper;
