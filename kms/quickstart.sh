@@ -418,7 +418,9 @@ static_certificate = $dir/pki/static.pem
 [tls]
 certificate = $dir/pki/tls.pem
 key = $dir/pki/tls.key
-client_ca = $dir/pki/service-ca.pem
+
+[services]
+ca = $dir/pki/service-ca.pem
 
 [admin]
 socket = $admin_socket
