@@ -1070,6 +1070,7 @@ BEGIN
                         CASE WHEN f.behalf IS NULL AND f.client_id IS DISTINCT FROM f.client THEN 403003
                              WHEN f.expires_at <= v_now THEN 404001
                              WHEN p.matter = nobody() THEN 403007
+                             WHEN f.gone THEN 410001
                              ELSE 0 END
                     -- Unknown and not authorised take one way, so that they take one time.  A resource's id is no key's,
                     -- though a path to it was found.
@@ -1246,7 +1247,7 @@ BEGIN
     SELECT coalesce(array_agg(x.id::uuid ORDER BY x.n), '{}') INTO v_keys
       FROM jsonb_array_elements_text(coalesce(c.args -> 'keys', '[]')) WITH ORDINALITY AS x(id, n);
     FOR i IN 1 .. cardinality(v_keys) LOOP
-        SELECT k.creator, k.client_id, k.resource_id, k.expires_at INTO v_key
+        SELECT k.creator, k.client_id, k.resource_id, k.expires_at, k.destroyed_at INTO v_key
           FROM content_keys k WHERE k.org_id = c.org AND k.key_id = v_keys[i];
         IF NOT FOUND THEN
             v_found := EXISTS (SELECT FROM content_keys k WHERE k.key_id = v_keys[i]);
@@ -1260,6 +1261,8 @@ BEGIN
             RETURN refused(409001, 'keyUris names a key that is bound already', NULL);
         ELSIF v_key.expires_at <= c.at THEN
             RETURN refused(404001, 'keyUris names a key that was not bound in time', NULL);
+        ELSIF v_key.destroyed_at IS NOT NULL THEN
+            RETURN refused(410001, 'keyUris names a key that was destroyed', NULL);
         ELSIF v_keys[i] = ANY (v_keys[:i - 1]) THEN
             RETURN refused(409001, 'keyUris names a key twice', NULL);
         END IF;
