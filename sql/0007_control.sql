@@ -105,7 +105,7 @@ BEGIN
         RETURN 'public_key''s members are kty, n, e or crv, x, y, and kid, use, alg: all text';
     ELSIF p_key ->> 'use' <> 'enc' THEN
         RETURN 'public_key is not for encryption: use is not enc';
-    ELSIF p_key ->> 'kty' = 'RSA' AND p_key ->> 'n' ~ '^[A-Za-z0-9_-]{342,}$' AND p_key ->> 'e' ~ '^[A-Za-z0-9_-]{1,12}$'
+    ELSIF p_key ->> 'kty' = 'RSA' AND p_key ->> 'n' ~ '^[A-Za-z0-9_-]+$' AND length(p_key ->> 'n') >= 342 AND p_key ->> 'e' ~ '^[A-Za-z0-9_-]{1,12}$'
           AND coalesce(p_key ->> 'alg', 'RSA-OAEP-256') = 'RSA-OAEP-256' AND NOT p_key ?| ARRAY['crv', 'x', 'y'] THEN
         RETURN NULL;
     ELSIF p_key ->> 'kty' = 'EC' AND p_key ->> 'crv' = 'P-256' AND p_key ->> 'x' ~ '^[A-Za-z0-9_-]{43}$'
