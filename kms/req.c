@@ -73,7 +73,7 @@ static const struct op {
                                 write_authorizations},
     [OP_AUTHORIZATION_DELETE] = {SC_AUTHORIZATIONS_DELETE, SC_NOTHING, false, false, false, 200,
                                  write_removed},
-    [OP_RELEASES] = {SC_NOTHING, SC_NOTHING, false, false, false, 200, write_releases},
+    [OP_RELEASES] = {SC_RESOURCE_RELEASES, SC_NOTHING, false, false, false, 200, write_releases},
     [OP_PURPOSE_KEYS] = {SC_NOTHING, SC_SERVICE_RELEASE, false, true, false, 200, write_keys},
     [OP_MATTER_KEYS] = {SC_NOTHING, SC_SERVICE_RELEASE, false, true, false, 200, write_keys},
 };

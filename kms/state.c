@@ -82,6 +82,10 @@ const struct db_statement state_statements[SC_STATEMENTS] = {
                             "SELECT kms.refusals_record(" COMMON ", $6, $7, $8, $9, $10)",
                             /* subjects, actions, verdicts, targets, kinds */
                             10},
+    [SC_RESOURCE_RELEASES] = {"resource_releases",
+                              "SELECT n, verdict, result FROM kms.resource_releases(" COMMON
+                              ", $6)",
+                              6},
     [SC_SERVICE_CHANNEL_CREATE] =
         {"service_channel_create",
          "SELECT n, verdict, created, expires, service, rate"
@@ -555,6 +559,7 @@ static const struct {
     [SC_AUTHORIZATIONS_CREATE] = {put_cold, row_result, true},
     [SC_AUTHORIZATIONS_LIST] = {put_cold, row_result, true},
     [SC_AUTHORIZATIONS_DELETE] = {put_cold, row_result, true},
+    [SC_RESOURCE_RELEASES] = {put_cold, row_result, true},
     [SC_SERVICE_CHANNEL_CREATE] = {put_service_channel_create, row_service_channel, false},
     [SC_SERVICE_RELEASE] = {put_service_release, row_service, true},
     [SC_REFUSALS_RECORD] = {put_refusals, NULL, false},
