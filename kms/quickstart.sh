@@ -206,10 +206,41 @@ build() {
     }
 }
 
+# --- the second officer: another user id that we can run kmsctl as ---
+
+choose_officer2() {
+    local gid subuid
+    gid=$(id -g)
+    officer2_uid=
+    if $root; then
+        officer2_uid=$(id -u nobody)
+        officer2_as="setpriv --reuid=$officer2_uid --regid=$(id -g nobody) --clear-groups"
+        officer2_note="# Runs kmsctl as nobody."
+        return
+    fi
+    # With our group he can reach the admin socket.
+    if sudo -n -u nobody -g "#$gid" true >/dev/null 2>&1; then
+        officer2_uid=$(id -u nobody)
+        # shellcheck disable=SC2016
+        officer2_as="sudo -n -u nobody -g '#$gid' env KMS_ADMIN_SOCKET=\"\$KMS_ADMIN_SOCKET\""
+        officer2_note="# Runs kmsctl as nobody, by sudo."
+        return
+    fi
+    subuid=$(sed -n "s/^$(id -un):\([0-9]*\):[1-9].*/\1/p" /etc/subuid 2>/dev/null | head -n 1)
+    officer2_as="unshare --map-users=$subuid,0,1 --map-groups=$gid,0,1 --setuid 0"
+    # shellcheck disable=SC2086
+    if [ -n "$subuid" ] && $officer2_as true >/dev/null 2>&1; then
+        officer2_uid=$subuid
+        officer2_note="# Runs kmsctl as $subuid, one of our subordinate user ids."
+        return
+    fi
+    officer2_note="# No other user id could be had here (root, sudo, newuidmap): it is the first officer, and one is enough."
+}
+
 # --- the places, chosen once and then kept ---
 
-# Sockets have short paths (107 bytes) and, as root, must be reachable by the user that PostgreSQL runs as and by the second
-# officer; where DIR is not fit for that they go below /tmp.
+# Sockets have short paths (107 bytes) and must be reachable by the second officer and, as root, by the user that PostgreSQL
+# runs as; where DIR is not fit for that they go below /tmp.
 choose_places() {
     local fit=true
     if [ -s "$dir/places" ]; then
@@ -220,7 +251,7 @@ choose_places() {
         fi
         [ -e "$outside" ] || [ ! -e "$dir/initialised" ] || die "$outside is gone, and with it the database; remove $dir"
     fi
-    if $root; then
+    if [ -n "$officer2_uid" ]; then
         chmod 711 "$dir"
         traversable "$dir" || fit=false
     fi
@@ -232,7 +263,7 @@ choose_places() {
     fi
     $fit || outside=$(mktemp -d /var/tmp/kms-quickstart-XXXXXX)
     mkdir -p "$run" "$outside"
-    $root && chmod 711 "$run" "$outside"
+    [ -z "$officer2_uid" ] || chmod 711 "$run" "$outside"
     printf 'run=%s\noutside=%s\n' "$run" "$outside" | write "$dir/places"
 }
 
@@ -401,10 +432,14 @@ make_static_certificate() {
 # --- configuration ---
 
 make_config() {
-    local group='' operators=''
-    if $root; then
-        group=$(id -gn nobody)
-        operators=nobody
+    local group='' approvals=2 officers
+    officers=$(id -u)
+    if $root; then group=$(id -gn nobody); fi
+    if [ -n "$officer2_uid" ]; then
+        officers="$officers $officer2_uid"
+    else
+        # There is nobody else here who could agree.
+        approvals=1
     fi
     write "$dir/kms.conf" <<END
 # Made by quickstart.sh, each time anew; kms.conf(5) explains every setting.
@@ -425,7 +460,9 @@ ca = $dir/pki/service-ca.pem
 [admin]
 socket = $admin_socket
 group = $group
-operators = $operators
+officers = $officers
+auditors = $(id -u)
+approvals = $approvals
 
 [metrics]
 listen = 127.0.0.1:$metrics_port
@@ -484,17 +521,13 @@ make_tools() {
     make_tool "$kmsctl" "$build_dir/kms/kmsctl"
     make_tool "$client" "$build_dir/kms/kms-client"
     officer2=$kmsctl
-    officer2_note="# Only root can run kmsctl as somebody else: here the second officer is the first one."
-    if $root; then
-        # The second officer needs a copy that he can reach.
-        cp "$build_dir/kms/kmsctl" "$run/kmsctl.new"
-        chmod 755 "$run/kmsctl.new"
-        mv "$run/kmsctl.new" "$run/kmsctl"
-        make_tool "$dir/bin/kmsctl-officer2" \
-            "setpriv --reuid=nobody --regid=$(id -gn nobody) --clear-groups $run/kmsctl"
-        officer2=$dir/bin/kmsctl-officer2
-        officer2_note="# Runs kmsctl as nobody."
-    fi
+    [ -n "$officer2_uid" ] || return 0
+    # The second officer needs a copy that he can reach.
+    cp "$build_dir/kms/kmsctl" "$run/kmsctl.new"
+    chmod 755 "$run/kmsctl.new"
+    mv "$run/kmsctl.new" "$run/kmsctl"
+    officer2=$dir/bin/kmsctl-officer2
+    make_tool "$officer2" "$officer2_as $run/kmsctl"
 }
 
 make_env() {
@@ -718,6 +751,7 @@ fi
 
 if [ "$mode" = stop ]; then
     [ -s "$dir/places" ] || die "there is no server in $dir"
+    choose_officer2
     choose_places
     set_names
     stop_all
@@ -726,6 +760,8 @@ if [ "$mode" = stop ]; then
 fi
 
 install_missing
+choose_officer2
+[ -n "$officer2_uid" ] || say "There is no second user id to be had here, so one officer decides alone (approvals = 1)."
 choose_places
 choose_ports
 set_names
