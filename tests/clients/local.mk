@@ -3,6 +3,7 @@ EXTRA_DIST += tests/log/run.sh tests/log/tamper.mjs tests/log/witness.mjs tests/
 # The tests by other people's clients, as the archive has them.
 EXTRA_DIST += \
 	tests/clients/README.md \
+	tests/clients/archiver.test.mjs \
 	tests/clients/authorizations.test.mjs \
 	tests/clients/channel.test.mjs \
 	tests/clients/http.test.mjs \
