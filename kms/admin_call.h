@@ -108,5 +108,6 @@ bool call_text(struct call *c, const char *member, size_t max, const char **out)
 /* The methods of other files, each list ended by a NULL name; admin.c has the list of lists. */
 extern const struct method audit_methods[];   /* audit_admin.c */
 extern const struct method control_methods[]; /* control_admin.c */
+extern const struct method explain_methods[]; /* explain_admin.c */
 
 #endif

@@ -42,6 +42,7 @@ struct command {
 /* The commands of other files, each list ended by NULL words; kmsctl_main.c has the list of lists.
  */
 extern const struct command control_commands[]; /* kmsctl_control.c */
+extern const struct command explain_commands[]; /* kmsctl_explain.c */
 
 /* One line on standard error, "kmsctl: ...". */
 void complain(const char *fmt, ...) __attribute__((format(printf, 1, 2)));

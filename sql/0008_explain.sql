@@ -165,9 +165,11 @@ DECLARE
     v_xact bigint;
     v_entry bigint;
 BEGIN
-    SELECT * INTO STRICT v_from FROM canary_cursor FOR UPDATE;
     SELECT * INTO STRICT v_to FROM log_cursor;
+    SELECT * INTO STRICT v_from FROM canary_cursor;
     IF (v_from.xact, v_from.entry_id) < (v_to.xact, v_to.entry_id) THEN
+        -- Only when there is something to do: an idle server writes nothing.
+        SELECT * INTO STRICT v_from FROM canary_cursor FOR NO KEY UPDATE;
         IF NOT EXISTS (SELECT FROM canaries) AND NOT EXISTS (SELECT FROM canaries_past) THEN
             v_xact := v_to.xact;
             v_entry := v_to.entry_id;
