@@ -420,6 +420,8 @@ DECLARE
     v_kinds text[] := all_kinds();
     v_matter matters;
     v_resource uuid;
+    v_from timestamptz;
+    v_to timestamptz;
     v_resources bigint := 0;
     v_keys bigint := 0;
     v_users bigint := 0;
@@ -455,11 +457,12 @@ BEGIN
                  SELECT FROM authorizations a WHERE a.org_id = p_org AND a.kind = 'user' AND a.grantee = u)));
     ELSIF p_action = 'setting.set' AND p_args ->> 'name' = 'dlp.age' THEN
         -- What the change alone would show.
+        v_from := v_now - (p_args ->> 'value')::bigint * interval '1 millisecond';
+        v_to := v_now - setting(p_org, 'dlp.age')::bigint * interval '1 millisecond';
         WITH shown AS MATERIALIZED (
             SELECT k.resource_id FROM content_keys k
              WHERE k.org_id = p_org AND k.blob IS NOT NULL
-               AND k.bound_at > v_now - (p_args ->> 'value')::bigint * interval '1 millisecond'
-               AND k.bound_at <= v_now - setting(p_org, 'dlp.age')::bigint * interval '1 millisecond'),
+               AND k.bound_at > v_from AND k.bound_at <= v_to),
              seen AS MATERIALIZED (SELECT DISTINCT s.resource_id FROM shown s)
         SELECT (SELECT count(*) FROM seen), (SELECT count(*) FROM shown),
                (SELECT count(DISTINCT a.grantee) FROM seen s
