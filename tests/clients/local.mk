@@ -11,6 +11,8 @@ EXTRA_DIST += \
 	tests/clients/log.test.mjs \
 	tests/clients/lib/env.mjs \
 	tests/clients/lib/instance.mjs \
+	tests/clients/lib/officers.mjs \
+	tests/clients/lib/service.mjs \
 	tests/clients/lib/kms.mjs \
 	tests/clients/lib/raw.mjs \
 	tests/clients/lib/reporter.mjs \
@@ -22,5 +24,6 @@ EXTRA_DIST += \
 	tests/clients/restart.test.mjs \
 	tests/clients/run.sh \
 	tests/clients/sdk.test.mjs \
+	tests/clients/services.test.mjs \
 	tests/clients/tokens.test.mjs \
 	tests/clients/transport.test.mjs
