@@ -15,7 +15,7 @@ _kmsctl()
         return
     fi
     case $words in
-    "") set -- status database hsm org key resource audit person log reload drain config completion purpose service matter approvals rule canary ;;
+    "") set -- status database hsm org key resource audit person log reload drain config completion purpose service matter approvals rule canary explain ;;
     database) set -- migrate status ;;
     hsm) set -- init status ;;
     org) set -- add list show suspend resume set get ;;
@@ -28,7 +28,7 @@ _kmsctl()
     completion) set -- bash ;;
     purpose) set -- enable disable list ;;
     service) set -- add change retire list show revoke-certificate ;;
-    matter) set -- open approve show list close ;;
+    matter) set -- open approve show list close report ;;
     approvals) set -- list show approve reject ;;
     rule) set -- set list ;;
     canary) set -- add remove list ;;

@@ -334,26 +334,29 @@ print_report(const json_t *p)
     json_decref(o);
 }
 
-/* What comes of a call: an approval that waits or is done, or what was done at once. */
+/* What comes of a call: an approval that waits or is done, or what was done at once.  known: its
+ * report has just been shown. */
 static void
-print_outcome(const json_t *p)
+print_outcome(const json_t *p, bool known)
 {
     const char *state = json_string_value(json_object_get(p, "state"));
     const char *id = json_string_value(json_object_get(p, "approval"));
-    json_int_t more = json_integer_value(json_object_get(p, "needed")) -
-                      (json_int_t)json_array_size(json_object_get(p, "votes"));
+    size_t votes = json_array_size(json_object_get(p, "votes"));
+    json_int_t needed = json_integer_value(json_object_get(p, "needed"));
+    json_int_t more = needed - (json_int_t)votes;
 
     if (id == NULL) {
         table_print_object(p, 0);
         return;
     }
-    print_report(p);
+    if (!known)
+        print_report(p);
     if (state != NULL && strcmp(state, "pending") == 0)
         printf("\nnothing is done yet: %" JSON_INTEGER_FORMAT
                " more officer%s must agree:\n  kmsctl approvals approve %s\n",
                more > 0 ? more : 1, more > 1 ? "s" : "", id);
     else if (state != NULL && strcmp(state, "done") == 0)
-        puts("\ndone");
+        printf("\ndone: %zu of %" JSON_INTEGER_FORMAT " officers have agreed\n", votes, needed);
 }
 
 static int
@@ -367,7 +370,7 @@ ask_and_tell(struct ctl *ctl, const char *method, json_t *params)
     if (ctl->json)
         print_json(result);
     else
-        print_outcome(result);
+        print_outcome(result, false);
     json_decref(result);
     return EXIT_OK;
 }
@@ -489,11 +492,7 @@ approve(struct ctl *ctl, const char *id)
     } else if (status == 0 && ctl->json) {
         print_json(result);
     } else if (status == 0) {
-        if (report != NULL)
-            json_object_del(result, "impact"); /* it has just been shown */
-        if (report != NULL)
-            json_object_del(result, "text");
-        print_outcome(result);
+        print_outcome(result, report != NULL);
     }
     json_decref(error);
     json_decref(result);
@@ -868,7 +867,7 @@ set_settings(struct ctl *ctl, const char *org, int argc, char **argv)
         if (!ctl->json) {
             if (i > 0)
                 putchar('\n');
-            print_outcome(result);
+            print_outcome(result, false);
         }
         json_array_append_new(results, result);
     }
