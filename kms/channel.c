@@ -14,6 +14,7 @@
 #include "proto/err.h"
 
 #define BUCKETS 8192
+#define RATE_MS 60000 /* how long the rate of a service's channel is believed */
 
 /* A channel on its way into memory: asked of the database, then of hsmd. */
 struct opening {
@@ -160,6 +161,7 @@ channel_new(struct worker *w, const struct uuid *id, const struct uuid *org,
     c->refs = 1;
     c->id = *id;
     c->org = *org;
+    c->since = now_ms();
     c->expires = expires;
     c->owner = *owner;
     c->owner.org_name = strdup(owner->org_name);
@@ -398,11 +400,16 @@ channels_get(struct channels *cs, const struct uuid *id, uint64_t req, struct ch
     struct opening *o;
 
     *out = NULL;
+    if (c != NULL && c->expires <= wall_ms()) {
+        drop(cs, c);
+        return KMS_ERR_NOT_FOUND;
+    }
+    if (c != NULL && c->owner.kind == PRINCIPAL_SERVICE && c->since + RATE_MS <= now_ms()) {
+        /* Its registration may have another rate by now. */
+        drop(cs, c);
+        c = NULL;
+    }
     if (c != NULL) {
-        if (c->expires <= wall_ms()) {
-            drop(cs, c);
-            return KMS_ERR_NOT_FOUND;
-        }
         unlink_use(cs, c);
         link_newest(cs, c);
         c->refs++;

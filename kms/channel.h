@@ -46,6 +46,7 @@ struct channel {
     struct uuid org;            /* nil for services */
     struct channel_owner owner; /* its strings are owned */
     struct secret *key;         /* owned */
+    int64_t since;              /* ms, monotonic: when it was made or read */
     int64_t expires;            /* ms since 1970 */
     char *kid;                  /* owned: kms://DOMAIN/ecdhe/ID */
 };
