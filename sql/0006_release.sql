@@ -27,6 +27,17 @@ COMMENT ON COLUMN service_seen.service IS 'Service';
 COMMENT ON COLUMN service_seen.resource_id IS 'Resource';
 COMMENT ON COLUMN service_seen.seen_at IS 'When it last got one, to five minutes';
 
+CREATE TABLE service_breadths (
+    org_id uuid NOT NULL CHECK (org_id = '00000000-0000-0000-0000-000000000000'),
+    service text NOT NULL,
+    seen integer NOT NULL,
+    PRIMARY KEY (org_id, service)
+) WITH (fillfactor = 50);
+COMMENT ON TABLE service_breadths IS 'No service with a breadth has seen more lately than it says here: counted anew when that does not suffice';
+COMMENT ON COLUMN service_breadths.org_id IS 'Nil';
+COMMENT ON COLUMN service_breadths.service IS 'Service';
+COMMENT ON COLUMN service_breadths.seen IS 'At most so many resources';
+
 CREATE INDEX channels_of_services ON channels (subject, cert_serial) WHERE kind = 'service';
 
 -- A service's entry carries its channel's pseudonym of the client, so that the trigger has nothing to do.
@@ -67,10 +78,14 @@ COMMENT ON FUNCTION record_entry IS 'Writes one entry';
 
 -- ---------------------------------------------------------------------------------------------------- certificates, channels
 
-CREATE FUNCTION certificate_revoked(p_issuer bytea, p_serial bytea) RETURNS boolean LANGUAGE sql STABLE
-RETURN EXISTS (SELECT FROM revoked_certificates r
-                WHERE r.org_id = nobody() AND r.serial = p_serial
-                  AND r.issuer IN (p_issuer, '\x0000000000000000000000000000000000000000000000000000000000000000'));
+-- Not in SQL: what is not inlined there is planned anew in every statement.
+CREATE FUNCTION certificate_revoked(p_issuer bytea, p_serial bytea) RETURNS boolean LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN EXISTS (
+        SELECT FROM revoked_certificates r
+         WHERE r.org_id = nobody() AND r.serial = p_serial
+           AND r.issuer IN (p_issuer, '\x0000000000000000000000000000000000000000000000000000000000000000'));
+END $$;
 COMMENT ON FUNCTION certificate_revoked IS 'Is this certificate on record as good no more?';
 
 DROP FUNCTION caller(uuid, uuid, timestamptz);
@@ -333,8 +348,8 @@ RETURNS uuid LANGUAGE plpgsql STABLE AS $$
 DECLARE
     v_matter uuid;
 BEGIN
-    IF setting(p_org, 'compliance') <> 'matter' THEN
-        RETURN NULL;
+    IF NOT EXISTS (SELECT FROM settings s WHERE s.org_id = p_org AND s.name = 'compliance' AND s.value = 'matter') THEN
+        RETURN NULL;        -- setting_default() says "role"
     ELSIF p_kind IS NOT NULL THEN
         SELECT m.matter_id INTO v_matter FROM matters m
          WHERE m.org_id = p_org AND p_user = ANY (m.custodians) AND p_kind = ANY (m.kinds)
@@ -355,14 +370,25 @@ COMMENT ON FUNCTION officer_matter IS
 
 -- ---------------------------------------------------------------------------------------------------- breadth
 
-CREATE FUNCTION breadth_lock(p_service text) RETURNS void LANGUAGE sql VOLATILE
-RETURN pg_advisory_xact_lock(hashtextextended('kms.breadth ' || p_service, 0));
-COMMENT ON FUNCTION breadth_lock IS 'One at a time decides whether a service may see resources that are new to it';
-
-CREATE FUNCTION breadth_left(p_service text, p_breadth integer, p_now timestamptz) RETURNS integer LANGUAGE sql VOLATILE
-RETURN p_breadth - (SELECT count(*) FROM (
-    SELECT FROM service_seen s WHERE s.service = p_service AND s.seen_at > p_now - interval '65 minutes' LIMIT p_breadth) x)::integer;
-COMMENT ON FUNCTION breadth_left IS 'How many more resources it may see now; for who has breadth_lock(), since it is volatile: a new snapshot';
+-- One at a time, until its transaction's end.  The rows themselves are counted only when the bound from before does not suffice.
+CREATE FUNCTION breadth_take(p_service text, p_breadth integer, p_new integer, p_now timestamptz) RETURNS integer
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_seen integer;
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtextextended('kms.breadth ' || p_service, 0));
+    SELECT b.seen INTO v_seen FROM service_breadths b WHERE b.org_id = nobody() AND b.service = p_service;
+    IF v_seen IS NULL OR v_seen + p_new > p_breadth THEN
+        SELECT count(*) INTO v_seen
+          FROM (SELECT FROM service_seen s
+                 WHERE s.service = p_service AND s.seen_at > p_now - interval '65 minutes' LIMIT p_breadth) x;
+    END IF;
+    INSERT INTO service_breadths AS b (org_id, service, seen)
+    VALUES (nobody(), p_service, v_seen + least(p_new, p_breadth - v_seen))
+        ON CONFLICT (org_id, service) DO UPDATE SET seen = excluded.seen;
+    RETURN p_breadth - v_seen;
+END $$;
+COMMENT ON FUNCTION breadth_take IS 'How many resources that are new to it a service may see now, when it wants to see so many';
 
 CREATE FUNCTION unseen_of(p_service text, p_orgs uuid[], p_resources uuid[], p_now timestamptz) RETURNS uuid[]
 LANGUAGE sql VOLATILE
@@ -372,7 +398,7 @@ RETURN (SELECT coalesce(array_agg(u.resource ORDER BY u.first), '{}')
          WHERE NOT EXISTS (SELECT FROM service_seen s
                             WHERE s.org_id = u.org AND s.service = p_service AND s.resource_id = u.resource
                               AND s.seen_at > p_now - interval '65 minutes'));
-COMMENT ON FUNCTION unseen_of IS 'Which of these resources it has not seen lately, in their order; volatile likewise';
+COMMENT ON FUNCTION unseen_of IS 'Which of these resources it has not seen lately, in their order; volatile: it sees what others have done meanwhile';
 
 -- ---------------------------------------------------------------------------------------------------- releases
 
@@ -633,8 +659,7 @@ BEGIN
             IF s.breadth > 0 AND cardinality(v_keys) > 0 THEN
                 v_unseen := unseen_of(s.service, v_key_orgs, v_resources, p_now);
                 IF cardinality(v_unseen) > 0 THEN
-                    PERFORM breadth_lock(s.service);
-                    v_left := greatest(breadth_left(s.service, s.breadth, p_now), 0);
+                    v_left := breadth_take(s.service, s.breadth, cardinality(v_unseen), p_now);
                     v_unseen := unseen_of(s.service, v_key_orgs, v_resources, p_now);
                     IF cardinality(v_unseen) > v_left THEN
                         -- As far as it may go; the cursor stands there.
@@ -758,45 +783,64 @@ BEGIN
             SELECT d.channel, c.channel_id IS NOT NULL AND NOT certificate_revoked(c.cert_issuer, c.cert_serial) AS open,
                    c.client, s.service, s.state, s.purposes, s.kinds, s.breadth, s.public_key
               FROM (SELECT DISTINCT u.channel FROM unnest(channels) AS u(channel)) d
-              LEFT JOIN channels c
-                ON c.org_id = nobody() AND c.channel_id = d.channel AND c.kind = 'service' AND c.expires_at > v_now
-              LEFT JOIN services s ON s.org_id = nobody() AND s.service = c.subject
+              LEFT JOIN LATERAL (
+                   SELECT x.channel_id, x.subject, x.client, x.cert_issuer, x.cert_serial FROM channels x
+                    WHERE x.org_id = nobody() AND x.channel_id = d.channel AND x.kind = 'service' AND x.expires_at > v_now
+                    LIMIT 1) c ON true
+              LEFT JOIN LATERAL (
+                   SELECT x.service, x.state, x.purposes, x.kinds, x.breadth, x.public_key FROM services x
+                    WHERE x.org_id = nobody() AND x.service = c.subject LIMIT 1) s ON true
         ), found AS MATERIALIZED (
             SELECT i.n::integer AS n, i.op, i.channel, i.request, i.key, i.purpose,
                    CASE WHEN i.purpose = 'ediscovery' THEN i.matter END AS matter,
-                   w.open, w.client, w.service, w.state, w.purposes, w.kinds, w.breadth, w.public_key,
-                   k.org_id, k.key_id, k.blob, k.generation, k.creator, k.client_id, k.created_at, k.expires_at, k.bound_at,
+                   w.service, k.org_id, k.key_id, k.blob, k.generation, k.creator, k.client_id, k.created_at, k.expires_at, k.bound_at,
                    k.resource_id, r.kind,
+                   -- No look at it for who has no breadth.
+                   w.breadth > 0 AS limited,
+                   CASE WHEN w.breadth > 0 THEN
+                       (SELECT x.seen_at FROM service_seen x
+                         WHERE x.org_id = k.org_id AND x.service = w.service AND x.resource_id = k.resource_id) END AS seen_at,
                    r.destroyed_at IS NOT NULL OR r.expires_at <= v_now OR k.blob IS NULL AS gone
               FROM unnest(ops, channels, requests, targets, purposes, matters) WITH ORDINALITY
                    AS i(op, channel, request, key, purpose, matter, n)
               LEFT JOIN who w ON w.channel = i.channel
-              LEFT JOIN LATERAL (SELECT x.* FROM content_keys x WHERE x.key_id = i.key LIMIT 1) k ON true
-              LEFT JOIN resources r ON r.org_id = k.org_id AND r.resource_id = k.resource_id
+              LEFT JOIN LATERAL (
+                   SELECT x.org_id, x.key_id, x.blob, x.generation, x.creator, x.client_id, x.created_at, x.expires_at, x.bound_at,
+                          x.resource_id
+                     FROM content_keys x WHERE x.key_id = i.key LIMIT 1) k ON true
+              LEFT JOIN LATERAL (
+                   SELECT x.kind, x.destroyed_at, x.expires_at FROM resources x
+                    WHERE x.org_id = k.org_id AND x.resource_id = k.resource_id LIMIT 1) r ON true
         ), rules AS MATERIALIZED (
             SELECT d.org_id, d.service, d.purpose, o.state, g.service IS NOT NULL AS served, p.enabled,
                    CASE WHEN d.purpose = 'dlp' THEN
-                       v_now - setting(d.org_id, 'dlp.age')::bigint * interval '1 millisecond' END AS since
+                       v_now - coalesce((SELECT x.value FROM settings x WHERE x.org_id = d.org_id AND x.name = 'dlp.age'),
+                                        setting_default('dlp.age'))::bigint * interval '1 millisecond' END AS since
               FROM (SELECT DISTINCT f.org_id, f.service, f.purpose FROM found f
                      WHERE f.org_id IS NOT NULL AND f.service IS NOT NULL AND f.purpose IS NOT NULL) d
-              JOIN organisations o ON o.org_id = d.org_id
-              LEFT JOIN service_orgs g ON g.org_id = d.org_id AND g.service = d.service
-              LEFT JOIN purposes p ON p.org_id = d.org_id AND p.purpose = d.purpose
+             CROSS JOIN LATERAL (SELECT x.state FROM organisations x WHERE x.org_id = d.org_id LIMIT 1) o
+              LEFT JOIN LATERAL (
+                   SELECT x.service FROM service_orgs x WHERE x.org_id = d.org_id AND x.service = d.service LIMIT 1) g ON true
+              LEFT JOIN LATERAL (
+                   SELECT x.enabled FROM purposes x WHERE x.org_id = d.org_id AND x.purpose = d.purpose LIMIT 1) p ON true
         ), held AS MATERIALIZED (
-            SELECT m.org_id, m.matter_id, m.custodians, m.kinds, m.window_from, m.window_to, matter_holds(m, v_now) AS holds
+            SELECT m.org_id, m.matter_id, m.custodians, m.kinds, m.window_from, m.window_to, matter_holds(m::matters, v_now) AS holds
               FROM (SELECT DISTINCT f.org_id, f.matter FROM found f WHERE f.matter IS NOT NULL AND f.org_id IS NOT NULL) d
-              JOIN matters m ON m.org_id = d.org_id AND m.matter_id = d.matter
+             CROSS JOIN LATERAL (SELECT * FROM matters x WHERE x.org_id = d.org_id AND x.matter_id = d.matter LIMIT 1) AS m
         ), judged AS MATERIALIZED (
-            SELECT f.*, e.seen_at, f.breadth > 0 AND coalesce(e.seen_at <= v_now - interval '65 minutes', true) AS unseen,
-                   CASE WHEN f.open IS NOT TRUE THEN 1
-                        WHEN f.state IS DISTINCT FROM 'active' THEN 2
+            SELECT f.n, f.op, f.channel, f.request, f.key, f.purpose, f.matter, f.service, w.client, w.public_key, f.org_id,
+                   f.key_id, f.blob, f.generation, f.creator, f.client_id, f.created_at, f.expires_at, f.bound_at, f.resource_id,
+                   f.limited AND coalesce(f.seen_at <= v_now - interval '65 minutes', true) AS unseen,
+                   f.limited AND coalesce(f.seen_at <= v_now - interval '5 minutes', true) AS note,
+                   CASE WHEN w.open IS NOT TRUE THEN 1
+                        WHEN w.state IS DISTINCT FROM 'active' THEN 2
                         WHEN f.purpose IS NULL THEN 3
-                        WHEN f.purpose <> ALL (f.purposes) THEN
+                        WHEN f.purpose <> ALL (w.purposes) THEN
                             CASE WHEN f.purpose IN ('indexing', 'dlp', 'ediscovery', 'archival', 'transcoding') THEN 5 ELSE 4 END
                         WHEN f.key_id IS NULL THEN 6
                         WHEN u.served IS NOT TRUE THEN 7
                         WHEN u.enabled IS NOT TRUE THEN 8
-                        WHEN f.kind <> ALL (f.kinds) THEN 9
+                        WHEN f.kind <> ALL (w.kinds) THEN 9
                         WHEN u.state <> 'active' THEN 10
                         WHEN f.purpose = 'ediscovery' AND f.matter IS NULL THEN 11
                         WHEN f.purpose = 'ediscovery' AND h.holds IS NOT TRUE THEN 12
@@ -809,14 +853,12 @@ BEGIN
                         WHEN f.purpose = 'dlp' AND f.bound_at < u.since THEN 15
                         WHEN f.resource_id IS NULL THEN 16
                         WHEN f.gone THEN 17
-                        WHEN v_over AND coalesce(e.seen_at <= v_now - interval '65 minutes', true) THEN 18
+                        WHEN v_over AND f.limited AND coalesce(f.seen_at <= v_now - interval '65 minutes', true) THEN 18
                         ELSE 0 END AS reason
               FROM found f
+              LEFT JOIN who w ON w.channel = f.channel
               LEFT JOIN rules u ON u.org_id = f.org_id AND u.service = f.service AND u.purpose = f.purpose
               LEFT JOIN held h ON h.org_id = f.org_id AND h.matter_id = f.matter
-              -- No look at it for who has no breadth.
-              LEFT JOIN service_seen e ON e.org_id = f.org_id AND e.service = CASE WHEN f.breadth > 0 THEN f.service END
-               AND e.resource_id = f.resource_id
         ), go AS MATERIALIZED (
             -- Who would see a resource that is new to him must be counted first: then nothing is done yet.
             SELECT v_sure OR NOT EXISTS (SELECT FROM judged j WHERE j.reason = 0 AND j.unseen) AS yes
@@ -839,16 +881,19 @@ BEGIN
         ), charged AS (
             INSERT INTO service_seen AS s (org_id, service, resource_id, seen_at)
             SELECT DISTINCT j.org_id, j.service, j.resource_id, v_now FROM judged j
-             WHERE j.reason = 0 AND j.breadth > 0 AND coalesce(j.seen_at <= v_now - interval '5 minutes', true)
-               AND (SELECT g.yes FROM go g)
+             WHERE j.reason = 0 AND j.note AND (SELECT g.yes FROM go g)
              ORDER BY j.org_id, j.service, j.resource_id
                 ON CONFLICT (org_id, service, resource_id) DO UPDATE SET seen_at = excluded.seen_at
                    WHERE s.seen_at < excluded.seen_at
         ), answered AS (
             -- What was run before is answered as its record says, whatever has changed since.
             SELECT j.n, j.org_id, j.key_id, j.blob, j.generation, j.creator, j.client_id, j.created_at, j.expires_at,
-                   j.bound_at, j.resource_id, j.purpose, j.matter, coalesce(s.service, j.service) AS service,
-                   coalesce(s.public_key, j.public_key) AS public_key,
+                   j.bound_at, j.resource_id, j.purpose, j.matter,
+                   -- Its channel may be gone by now, but not whom it was and how he gets his keys.
+                   CASE WHEN (x.e).op_id IS NULL THEN j.service ELSE (x.e).subject END AS service,
+                   CASE WHEN (x.e).op_id IS NULL THEN j.public_key
+                        ELSE (SELECT s.public_key FROM services s WHERE s.org_id = nobody() AND s.service = (x.e).subject)
+                   END AS public_key,
                    CASE WHEN (x.e).op_id IS NULL THEN release_code(j.reason)
                         WHEN (x.e).verdict = 0 AND j.blob IS NULL THEN 410001 ELSE (x.e).verdict END AS verdict,
                    CASE WHEN (x.e).op_id IS NULL THEN release_why(j.reason) ELSE (x.e).detail ->> 'why' END AS why
@@ -857,8 +902,6 @@ BEGIN
                    SELECT CASE WHEN (SELECT count(*) FROM recorded) < cardinality(ops)
                                THEN first_run(coalesce(j.org_id, nobody()), j.op, 'key.get', j.channel, NULL, ARRAY[j.key])
                           END AS e OFFSET 0) x
-              -- Its channel may be gone by now, but not whom it was and how he gets his keys.
-              LEFT JOIN services s ON s.org_id = nobody() AND s.service = (x.e).subject
              WHERE (SELECT g.yes FROM go g)
         )
         SELECT j.n, j.verdict, w.key_id, w.blob, w.generation, w.root_id, w.wrapped, w.org_id, w.creator, w.client_id,
@@ -877,7 +920,7 @@ BEGIN
         -- one before has done.
         v_sure := true;
         FOR v_limited IN
-            SELECT s.service, s.breadth, count(DISTINCT (k.org_id, k.resource_id)) AS unseen
+            SELECT s.service, s.breadth, count(DISTINCT (k.org_id, k.resource_id))::integer AS unseen
               FROM unnest(channels, targets) AS i(channel, key)
               JOIN channels c ON c.org_id = nobody() AND c.channel_id = i.channel AND c.kind = 'service'
               JOIN services s ON s.org_id = nobody() AND s.service = c.subject AND s.breadth > 0
@@ -887,8 +930,7 @@ BEGIN
                                   AND e.seen_at > v_now - interval '65 minutes')
              GROUP BY s.service, s.breadth ORDER BY s.service
         LOOP
-            PERFORM breadth_lock(v_limited.service);
-            v_over := v_over OR v_limited.unseen > breadth_left(v_limited.service, v_limited.breadth, v_now);
+            v_over := breadth_take(v_limited.service, v_limited.breadth, v_limited.unseen, v_now) < v_limited.unseen OR v_over;
         END LOOP;
         IF v_over AND cardinality(ops) > 1 THEN
             -- Some of them fit: each by itself.
