@@ -23,6 +23,7 @@
 #define WIDTH    100
 #define LABEL    15
 #define PAGE_MAX 1000
+#define TOLD_MAX 20 /* requests, in one answer of explain */
 #define WAIT_MS  1000
 #define WAITS    15 /* for the checkpoint that has the last entries */
 
@@ -100,7 +101,7 @@ put_request(const json_t *request)
 {
     const json_t *entries = json_object_get(request, "entries"), *e, *said;
     const json_t *first = json_object_get(json_array_get(entries, 0), "said");
-    const char *rule = text_of(first, "rule"), *other;
+    const char *rule = text_of(first, "rule"), *other; /* the one that was printed last */
     size_t i, n = json_array_size(entries);
 
     if (n == 1)
@@ -120,7 +121,7 @@ put_request(const json_t *request)
             put_paragraph("Resource", text_of(json_object_get(e, "resource"), "id"));
             other = text_of(said, "rule");
             if (other != NULL && (rule == NULL || strcmp(rule, other) != 0))
-                put_paragraph("Rule", other);
+                put_paragraph("Rule", rule = other);
         }
         put_paragraph("Keys", text_of(said, "keys"));
         put_paragraph("Outcome", text_of(said, "outcome"));
@@ -156,6 +157,8 @@ run_explain(struct ctl *ctl, int argc, char **argv)
                        argv[0]);
             put_request(request);
         }
+        if (i >= TOLD_MAX)
+            printf("\nThere may be more; these are the last %zu.\n", i);
     }
     json_decref(result);
     return EXIT_OK;
@@ -219,8 +222,9 @@ write_failed(const char *path)
     return EXIT_REFUSED;
 }
 
+/* text, or tree as JSON. */
 static int
-write_file(const char *dir, const char *name, const char *text)
+write_file(const char *dir, const char *name, const char *text, const json_t *tree)
 {
     char path[4096];
     FILE *f;
@@ -231,9 +235,11 @@ write_file(const char *dir, const char *name, const char *text)
     }
     if ((f = fopen(path, "we")) == NULL)
         return write_failed(path);
-    if (fputs(text, f) < 0 || fclose(f) != 0)
+    if ((text != NULL ? fputs(text, f) : json_dumpf(tree, f, JSON_INDENT(2))) < 0) {
+        fclose(f);
         return write_failed(path);
-    return 0;
+    }
+    return fclose(f) == 0 ? 0 : write_failed(path);
 }
 
 /* Puts "proof" into each entry, or a file beside the others and its name into "file". */
@@ -261,7 +267,7 @@ prove_all(struct remote *log, const json_t *entries, const char *dir)
         }
         snprintf(name, sizeof(name), "entry-%" JSON_INTEGER_FORMAT ".proof", entry);
         json_object_set_new(e, "file", json_string(name));
-        if ((status = write_file(dir, name, buf_str(&text))) != 0)
+        if ((status = write_file(dir, name, buf_str(&text), NULL)) != 0)
             break;
     }
     buf_release(&text);
@@ -380,12 +386,9 @@ run_matter_report(struct ctl *ctl, int argc, char **argv)
         json_object_set_new(report, "checkpoint", json_string(log_note(log)));
     }
     if (ctl->out != NULL) {
-        char *text = json_dumps(report, JSON_INDENT(2));
-
-        status = text != NULL ? write_file(ctl->out, "report.json", text) : EXIT_REFUSED;
-        free(text);
+        status = write_file(ctl->out, "report.json", NULL, report);
         if (status == 0 && log != NULL)
-            status = write_file(ctl->out, "checkpoint", log_note(log));
+            status = write_file(ctl->out, "checkpoint", log_note(log), NULL);
         if (status != 0)
             goto out;
     }

@@ -214,6 +214,9 @@ DECLARE
     v_entry entries;
     v_note text;
 BEGIN
+    IF NOT EXISTS (SELECT FROM canaries) AND NOT EXISTS (SELECT FROM canaries_past) THEN
+        RETURN NULL;
+    END IF;
     SELECT e.* INTO v_entry FROM entries e WHERE e.xact = canary_alert.xact AND e.entry_id = canary_alert.entry;
     v_note := canary_note(v_entry);
     RETURN CASE WHEN v_note IS NOT NULL THEN canary_json(v_entry, v_note) END;
@@ -893,7 +896,10 @@ BEGIN
         END);
 
     -- What.
-    v_said := v_said || jsonb_build_object('asked', format('At %s asked %s%s%s%s%s.', say_time(e.at), say_action(e),
+    v_said := v_said || jsonb_build_object('asked', format('At %s asked %s%s%s%s%s%s.', say_time(e.at), say_action(e),
+        CASE WHEN e.kind IN ('operator', 'keeper') THEN coalesce((SELECT ' (' || string_agg(d.key || ' ' || d.value, ', ' ORDER BY d.key) || ')'
+                 FROM jsonb_each_text(CASE jsonb_typeof(e.detail) WHEN 'object' THEN e.detail END) d
+                WHERE d.key <> 'why' AND d.value !~ '^[\[{]' AND octet_length(d.value) <= 128), '') ELSE '' END,
         CASE WHEN e.purpose IS NOT NULL THEN format(', under the purpose "%s"', e.purpose)
              WHEN e.kind = 'service' AND v_releases THEN ', naming no purpose' ELSE '' END,
         CASE WHEN e.matter_id IS NOT NULL THEN format(', under the matter %s', coalesce('"' || v_matter || '" (' || e.matter_id || ')', e.matter_id::text)) ELSE '' END,
@@ -918,6 +924,10 @@ BEGIN
         ELSIF v_authorised IS NULL AND e.path = '{}' THEN
             v_authorised := 'As who made it.';
         END IF;
+    END IF;
+    IF e.kind = 'service' AND e.verdict = 403005 AND NOT v_releases THEN
+        v_checks := check_of('retrieving', 403005, false, false, 'the service wanted something else than keys of resources',
+            'a user''s token: services retrieve keys and do nothing else');
     END IF;
     SELECT * INTO v_rule FROM rule_of(e.verdict, e.kind);
     -- What decided: the first rule of that errorCode that did not hold; else one of which it cannot be told.
@@ -944,6 +954,8 @@ BEGIN
     v_leaf := log_find(e.org_id, e.entry_id);
     v_said := v_said || jsonb_build_object('authorisation', v_authorised, 'keys', say_keys(e, v_keys),
         'outcome', CASE
+            WHEN e.verdict = 0 AND e.org_id = nobody() AND v_releases THEN
+                'Done: what it got stands in entries of the organisations'' logs, one for each resource; with none, there was nothing new.'
             WHEN e.verdict = 0 AND v_releases THEN
                 CASE coalesce(cardinality(e.key_ids), 0) WHEN 0 THEN 'Done: there was no key to answer.'
                      WHEN 1 THEN 'Released: one key.' ELSE format('Released: %s keys.', cardinality(e.key_ids)) END

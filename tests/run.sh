@@ -10,7 +10,7 @@
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(dirname "$here")
-suites=(build unit format sql admin log purposes clients faults fuzz clang valgrind bench)
+suites=(build unit format sql admin log explain purposes clients faults fuzz clang valgrind bench)
 case "${1:-}" in
 -h | --help)
     sed -n '2,9s/^# \{0,1\}//p' "$0"
@@ -117,6 +117,7 @@ script() { [ -x "$here/$1/run.sh" ] && "$here/$1/run.sh" "${@:2}"; }
 suite_sql() { script sql; }
 suite_admin() { script admin; }
 suite_log() { script log --short; }
+suite_explain() { script explain; }
 suite_purposes() { script purposes --short; }
 suite_clients() { script clients; }
 suite_faults() { script faults --short; }

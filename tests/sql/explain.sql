@@ -311,6 +311,42 @@ SELECT is(pg_temp.serve('scanner', 'k2', 'ediscovery', 'sealed'), 0, 'released u
 UPDATE kms.matters SET state = 'closed', closed_at = clock_timestamp() WHERE name = 'case';
 SELECT matches(pg_temp.since('case'), 'Matter "case" was closed at', 'what has changed since: closed');
 
+-- Whole resources and walks.  Each of the reasons that service_release knows is told.
+CREATE FUNCTION pg_temp.walk(s text, action text, purpose text, target text DEFAULT NULL, matter text DEFAULT NULL, p_cursor bytea DEFAULT NULL, request text DEFAULT NULL,
+    max_keys integer DEFAULT 100) RETURNS integer LANGUAGE plpgsql AS $$
+DECLARE
+    v integer;
+BEGIN
+    SET LOCAL ROLE kms_worker;
+    SELECT max(verdict) INTO v FROM kms.service_release(ARRAY[gen_random_uuid()], ARRAY[pg_temp.id('channel ' || s)], ARRAY[coalesce(request, 'walk')], ARRAY['scan'], ARRAY[action],
+        ARRAY[pg_temp.id(target)], ARRAY[purpose], ARRAY[pg_temp.id(matter)], ARRAY[NULL::bigint], ARRAY[NULL::bigint], ARRAY[NULL::integer], ARRAY[p_cursor], max_keys);
+    RESET ROLE;
+    RETURN v;
+END $$;
+SELECT is(pg_temp.walk('scanner', 'resource.keys', 'dlp', 'r'), 0, 'a resource''s keys');
+SELECT pg_temp.tells('a resource''s keys to a service', 'for the keys of resource ' || pg_temp.id('r'), 'Released: 2 keys.', 'older keys are left out');
+SELECT is(pg_temp.walk('scanner', 'resource.keys', 'dlp', 'attic'), 0, 'a resource with old keys');
+SELECT pg_temp.tells('none of them', 'Done: there was no key to answer');
+SELECT is(pg_temp.walk('scanner', 'resource.keys', 'dlp', 'r', max_keys => 1), 413001, 'too many');
+SELECT pg_temp.tells('413001 of a service', 'more than one answer may hold');
+SELECT is(pg_temp.walk('scanner', 'resource.keys', 'dlp', 'nothing'), 404001, 'no resource');
+SELECT pg_temp.tells('404001 of a resource', 'nothing here has the id');
+SELECT is(pg_temp.walk('scanner', 'resource.keys', 'dlp', 'doomed'), 410001, 'destroyed');
+SELECT pg_temp.tells('410001 of a resource', 'the resource was destroyed at 20');
+SELECT is(pg_temp.walk('scanner', 'purpose.keys', 'dlp'), 403005, 'dlp does not walk');
+SELECT pg_temp.tells('403005 of a walk', 'dlp may not walk all resources', 'the purpose indexing or archival');
+SELECT is(pg_temp.walk('scanner', 'matter.keys', 'indexing', matter => 'case'), 403005, 'indexing does not walk matters');
+SELECT pg_temp.tells('403005 of a matter''s walk', 'indexing does not walk matters');
+SELECT is(pg_temp.walk('scanner', 'matter.keys', NULL, matter => 'closed'), 403007, 'a closed matter');
+SELECT pg_temp.tells('403007 of a walk', 'matter "closed" was closed at');
+SELECT pg_temp.switch('indexing', true);
+SELECT is(pg_temp.walk('scanner', 'purpose.keys', 'indexing', p_cursor => pg_temp.bytes(32)), 400002, 'a cursor of another walk');
+SELECT pg_temp.tells('400002', 'the cursor does not belong to this walk');
+SELECT is(pg_temp.walk('scanner', 'purpose.keys', 'indexing', request => 'the walk'), 0, 'a walk');
+SELECT pg_temp.tells('a walk', 'for the next keys of all resources', 'it is registered for indexing');
+SELECT is(pg_temp.walk('unheard', 'purpose.keys', 'indexing'), 499001, 'no channel');
+SELECT pg_temp.tells('499001 of a service', 'a new channel');
+
 -- An officer of an organisation that wants a matter for it.
 INSERT INTO kms.settings VALUES (pg_temp.id('acme'), 'compliance', 'matter', clock_timestamp() - interval '1 hour');
 SELECT is(pg_temp.get('mallory', 'k1', 'bob', true), 403007, 'no matter covers bob');
@@ -350,7 +386,7 @@ CREATE FUNCTION pg_temp.receipts(who text, resource text, op text DEFAULT NULL) 
     SELECT pg_temp.ask('resource_releases', who, jsonb_build_object('resource', pg_temp.id(resource)), op) $$;
 SELECT is((SELECT jsonb_agg(jsonb_build_object('by', r -> 'by', 'name', r -> 'name', 'purpose', r -> 'purpose', 'matter', r #> '{matter,name}', 'keys', jsonb_array_length(r -> 'keys')))
              FROM jsonb_array_elements((pg_temp.receipts('alice', 'r')).result -> 'releases') r),
-          '[{"by": "service", "name": "scanner", "purpose": "ediscovery", "matter": "case", "keys": 1}, {"by": "service", "name": "narrow", "purpose": "dlp", "matter": null, "keys": 1},
+          '[{"by": "service", "name": "scanner", "purpose": "dlp", "matter": null, "keys": 2}, {"by": "service", "name": "scanner", "purpose": "ediscovery", "matter": "case", "keys": 1}, {"by": "service", "name": "narrow", "purpose": "dlp", "matter": null, "keys": 1},
             {"by": "service", "name": "scanner", "purpose": "dlp", "matter": null, "keys": 1}, {"by": "officer", "name": "mallory", "purpose": null, "matter": null, "keys": 1}]',
           'who got keys of it, the last first; what is under seal is not there');
 SELECT is((pg_temp.entry()).action || (pg_temp.entry()).verdict, 'resource.releases0', 'it is an entry');
@@ -359,9 +395,9 @@ DO $$ BEGIN
     UPDATE kms.matters SET sealed_until = clock_timestamp() - interval '1 second' WHERE name = 'sealed';
     SET LOCAL session_replication_role = origin;
 END $$;
-SELECT is(jsonb_array_length((pg_temp.receipts('alice', 'r', 'again')).result -> 'releases'), 6, 'when the seal is over it is');
+SELECT is(jsonb_array_length((pg_temp.receipts('alice', 'r', 'again')).result -> 'releases'), 7, 'when the seal is over it is');
 SELECT is((SELECT count(*)::integer FROM kms.entries WHERE op_id = pg_temp.id('again')), 1, 'one entry');
-SELECT is(jsonb_array_length((pg_temp.receipts('alice', 'r', 'again')).result -> 'releases'), 6, 'asked again');
+SELECT is(jsonb_array_length((pg_temp.receipts('alice', 'r', 'again')).result -> 'releases'), 7, 'asked again');
 SELECT is((SELECT count(*)::integer FROM kms.entries WHERE op_id = pg_temp.id('again')), 1, 'still one');
 SELECT is((pg_temp.receipts('mallory', 'r')).verdict, 403001, 'not to who is not authorised');
 SELECT is((pg_temp.receipts('alice', 'nothing')).verdict, 404001, 'nor of what does not exist');
