@@ -87,8 +87,9 @@ static const struct conf_setting settings[] = {
 #define SETTINGS_N (sizeof(settings) / sizeof(settings[0]))
 
 /* kmsd's sections of the same file. */
-static const char *const others[] = {"kms",    "tls",       "admin", "database", "token", "hsm",
-                                     "limits", "lifetimes", "log",   "metrics",  "audit", NULL};
+static const char *const others[] = {"kms",   "tls",      "admin",     "database", "token",
+                                     "hsm",   "limits",   "lifetimes", "log",      "metrics",
+                                     "audit", "services", NULL};
 
 struct program {
     struct config config;

@@ -42,6 +42,8 @@
 #define IDLE_MS         300000 /* between calls */
 #define WRITE_MS        10000  /* for the peer to take a whole answer */
 #define ENTRIES_MAX     1000   /* in one answer of audit.tail */
+#define METHOD_MAX      64     /* bytes of a method's name */
+#define PAGES_MAX       256    /* of a connection; beyond, each call has an entry of its own */
 
 struct conn {
     LIST_ENTRY(conn) entry;
@@ -53,6 +55,7 @@ struct conn {
     bool line;        /* part of a call has arrived: its deadline runs */
     bool calling;     /* a call is under way: nothing is read meanwhile */
     bool closing;     /* after what is to be written */
+    json_t *pages;    /* owned: what of RECORD_PAGES has its entry; NULL: nothing yet */
 };
 
 struct admin {
@@ -71,24 +74,33 @@ static void conn_answered(struct conn *cn);
 static void
 call_free(struct call *c)
 {
+    json_decref(c->answer);
     json_decref(c->request);
     free(c);
 }
 
-/* Takes answer over.  The one place where a line goes out. */
-static void
-call_send(struct call *c, json_t *answer)
+static struct conn *
+call_conn(const struct call *c)
 {
     struct conn *cn;
-    struct buf line = BUF_INIT;
-    bool whole =
-        answer != NULL && kms_json_put(&line, answer) == KMS_OK && buf_putc(&line, '\n') == KMS_OK;
 
     LIST_FOREACH(cn, &c->a->conns, entry)
     {
         if (cn->id == c->conn)
-            break;
+            return cn;
     }
+    return NULL;
+}
+
+/* The one place where a line goes out. */
+static void
+call_send(struct call *c)
+{
+    struct conn *cn = call_conn(c);
+    struct buf line = BUF_INIT;
+    bool whole = c->answer != NULL && kms_json_put(&line, c->answer) == KMS_OK &&
+                 buf_putc(&line, '\n') == KMS_OK;
+
     if (cn != NULL) {
         if (whole && c->id != NULL) {
             bufferevent_write(cn->bev, line.data, line.len);
@@ -98,37 +110,74 @@ call_send(struct call *c, json_t *answer)
         conn_answered(cn);
     }
     buf_release(&line);
-    json_decref(answer);
     call_free(c);
 }
 
-/* Takes result over; NULL: no memory. */
-void
-call_answer(struct call *c, json_t *result)
+static json_t *
+call_error(const struct call *c, int code, const char *why)
 {
-    json_t *id = c->id != NULL ? json_deep_copy(c->id) : json_null();
-
-    call_send(c, json_pack("{s:s, s:o, s:o}", "jsonrpc", "2.0", "id", id, "result", result));
-}
-
-/* why: NULL for the code's own text. */
-void
-call_refuse(struct call *c, int code, const char *why)
-{
-    json_t *id = c->id != NULL ? json_deep_copy(c->id) : json_null();
     char op[UUID_TEXT + 1];
 
-    if (why == NULL)
-        why = kms_code_reason(code);
     uuid_format(op, &c->op);
-    log_info("admin call refused", "method", c->method != NULL ? c->method->name : NULL, "actor",
-             c->peer.actor, "code%d", code, "why", why, NULL);
-    call_send(c, json_pack("{s:s, s:o, s:{s:i, s:s, s:{s:s}}}", "jsonrpc", "2.0", "id", id, "error",
-                           "code", code, "message", why, "data", "op", op));
+    return json_pack("{s:s, s:o, s:{s:i, s:s, s:{s:s}}}", "jsonrpc", "2.0", "id",
+                     c->id != NULL ? json_deep_copy(c->id) : json_null(), "error", "code", code,
+                     "message", why, "data", "op", op);
 }
 
-/* --- what several calls need --- */
+/* --- the entry of each call --- */
 
+/* What it was about: the members of params that name something, never people or texts. */
+static json_t *
+call_about(const struct call *c)
+{
+    static const char *const names[] = {"name",  "org",      "id",     "log",      "entry",
+                                        "level", "bits",     "after",  "first",    "service",
+                                        "state", "purpose",  "matter", "approval", "action",
+                                        "hash",  "resource", "key",    "serial",   "request"};
+    json_t *about = json_object();
+
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        json_t *v = json_object_get(c->params, names[i]);
+
+        if (json_is_integer(v) || (json_is_string(v) && json_string_length(v) <= CALL_NAME_MAX))
+            json_object_set(about, names[i], v);
+    }
+    if (c->verdict == KMS_CODE_ROLE)
+        json_object_set_new(about, "uid", json_integer((json_int_t)c->peer.uid));
+    if (c->method == NULL && c->request != NULL) {
+        json_t *v = json_object_get(c->request, "method");
+
+        if (json_is_string(v) && json_string_length(v) <= METHOD_MAX)
+            json_object_set(about, "method", v);
+    }
+    return about;
+}
+
+/* The answer waits for this. */
+static void
+call_recorded(void *ctx, int err, const PGresult *res, const char *sqlstate)
+{
+    struct call *c = ctx;
+    struct conn *cn;
+
+    if (err != KMS_OK) {
+        log_error("an admin call is missing in the audit log", "method",
+                  c->method != NULL ? c->method->name : NULL, "why", kms_strerror(err), NULL);
+        if (c->verdict == 0) {
+            json_decref(c->answer);
+            c->answer = call_error(c, KMS_CODE_DATABASE,
+                                   "the audit log cannot be written, so there is no answer");
+        }
+    } else if (c->page[0] != '\0' && c->verdict == 0 && (cn = call_conn(c)) != NULL) {
+        if (cn->pages == NULL)
+            cn->pages = json_object();
+        if (json_object_size(cn->pages) < PAGES_MAX)
+            json_object_set_new(cn->pages, c->page, json_true());
+    }
+    call_send(c);
+}
+
+/* Nothing waits for this. */
 static void
 recorded(void *ctx, int err, const PGresult *res, const char *sqlstate)
 {
@@ -137,33 +186,109 @@ recorded(void *ctx, int err, const PGresult *res, const char *sqlstate)
 }
 
 /*
- * An entry for what no SQL function records by itself: refusals by role, and what touches only this
- * process and its family.  The latter must work while the database is away (a reload may be what
- * brings it back), so it does not wait for its entry.
+ * The entry of a call that no SQL function has recorded: what was only read, what was refused, and
+ * what touches only this process and its family.  true: c ends in call_recorded.
  */
-static void
-call_record(struct call *c, int verdict, json_t *detail)
+static bool
+call_record(struct call *c, bool wait)
 {
     struct buf text = BUF_INIT;
     struct db_params p;
-    int r;
+    json_t *about = call_about(c);
+    struct uuid id;
+    int r = KMS_ERR_UNAVAILABLE;
 
-    db_params_init(&p);
-    db_uuid(&p, &c->op);
-    db_text(&p, c->peer.actor);
-    db_text(&p, c->method->name);
-    db_int4(&p, verdict);
-    if (detail == NULL || kms_json_put(&text, detail) != KMS_OK)
-        db_json(&p, "{}", 2);
-    else
-        db_json(&p, buf_str(&text), text.len);
-    if ((r = db_call(c->k->db, KS_ADMIN_RECORD, &p, recorded, NULL)) != KMS_OK)
+    /* Not the caller's op: with one that was used before, a call would leave no entry. */
+    if (c->k->db != NULL && (r = uuid_random(&id)) == KMS_OK) {
+        db_params_init(&p);
+        db_uuid(&p, &id);
+        db_text(&p, c->peer.actor);
+        db_text(&p, c->method != NULL ? c->method->name : "admin.call");
+        db_int4(&p, c->verdict);
+        if (about == NULL || kms_json_put(&text, about) != KMS_OK)
+            db_json(&p, "{}", 2);
+        else
+            db_json(&p, buf_str(&text), text.len);
+        r = db_call(c->k->db, KS_ADMIN_RECORD, &p, wait ? call_recorded : recorded,
+                    wait ? c : NULL);
+    }
+    if (r != KMS_OK)
         recorded(NULL, r, NULL, NULL);
-    log_info("admin call", "method", c->method->name, "actor", c->peer.actor, "verdict%d", verdict,
-             NULL);
     buf_release(&text);
-    json_decref(detail);
+    json_decref(about);
+    return wait && r == KMS_OK;
 }
+
+/* One of a connection's calls for pages of the same log, of which an earlier one has its entry? */
+static bool
+call_is_page(struct call *c)
+{
+    const char *log = json_string_value(json_object_get(c->params, "log"));
+    const char *org = json_string_value(json_object_get(c->params, "org"));
+    struct conn *cn = call_conn(c);
+
+    if (c->method == NULL || c->method->record != RECORD_PAGES || c->verdict != 0)
+        return false;
+    snprintf(c->page, sizeof(c->page), "%s %s", c->method->name,
+             log != NULL   ? log
+             : org != NULL ? org
+                           : "");
+    return cn != NULL && json_object_get(cn->pages, c->page) != NULL;
+}
+
+/* Takes answer over; verdict: 0 or an errorCode.  Every call comes by here, once. */
+static void
+call_end(struct call *c, json_t *answer, int verdict)
+{
+    bool wait =
+        verdict != KMS_CODE_DATABASE && (c->method == NULL || c->method->record != RECORD_LATER);
+
+    c->answer = answer;
+    c->verdict = verdict;
+    log_info("admin call", "method", c->method != NULL ? c->method->name : NULL, "actor",
+             c->peer.actor, "verdict%d", verdict, NULL);
+    if (c->recorded || call_is_page(c) || !call_record(c, wait))
+        call_send(c);
+}
+
+/* Takes result over; NULL: no memory. */
+void
+call_answer(struct call *c, json_t *result)
+{
+    json_t *id = c->id != NULL ? json_deep_copy(c->id) : json_null();
+
+    call_end(c, json_pack("{s:s, s:o, s:o}", "jsonrpc", "2.0", "id", id, "result", result), 0);
+}
+
+/* JSON-RPC's codes are not ours, and negative. */
+static int
+call_verdict(int code)
+{
+    switch (code) {
+    case RPC_PARSE:
+    case RPC_REQUEST:
+        return KMS_CODE_MALFORMED;
+    case RPC_METHOD:
+        return KMS_CODE_NOT_FOUND;
+    case RPC_PARAMS:
+        return KMS_CODE_MEMBER;
+    default:
+        return code > 0 ? code : KMS_CODE_DATABASE;
+    }
+}
+
+/* why: NULL for the code's own text. */
+void
+call_refuse(struct call *c, int code, const char *why)
+{
+    if (why == NULL)
+        why = kms_code_reason(code);
+    log_info("admin call refused", "method", c->method != NULL ? c->method->name : NULL, "actor",
+             c->peer.actor, "code%d", code, "why", why, NULL);
+    call_end(c, call_error(c, code, why), call_verdict(code));
+}
+
+/* --- what several calls need --- */
 
 /* Asks the database, or refuses the call. */
 static void
@@ -179,6 +304,7 @@ call_got(struct call *c, int err)
 {
     switch (err) {
     case KMS_OK:
+        c->recorded = c->method->record == RECORD_SQL;
         return true;
     case KMS_ERR_UNAVAILABLE:
         call_refuse(c, KMS_CODE_DATABASE, "the database is away; nothing was changed");
@@ -226,7 +352,7 @@ call_shown(void *ctx, int err, const PGresult *res, const char *sqlstate)
         return;
     else if (j == NULL)
         call_refuse(c, KMS_CODE_NOT_FOUND,
-                    c->name != NULL ? "no organisation of this name" : "nothing has this id");
+                    c->name != NULL ? "no organisation of this name" : "nothing has this id or name");
     else
         call_answer(c, j);
 }
@@ -268,15 +394,33 @@ call_name(struct call *c)
     return false;
 }
 
-static bool
-call_id(struct call *c, struct uuid *id)
+bool
+call_uuid(struct call *c, const char *member, struct uuid *id)
 {
     const char *text;
+    char why[64];
 
-    if (kms_json_str(c->params, "id", UUID_TEXT, &text) == KMS_OK &&
+    if (kms_json_str(c->params, member, UUID_TEXT, &text) == KMS_OK &&
         uuid_parse(id, text, strlen(text)) == KMS_OK)
         return true;
-    call_refuse(c, RPC_PARAMS, "id: a UUID");
+    snprintf(why, sizeof(why), "%s: a UUID", member);
+    call_refuse(c, RPC_PARAMS, why);
+    return false;
+}
+
+bool
+call_text(struct call *c, const char *member, size_t max, const char **out)
+{
+    char why[96];
+    int r = kms_json_str(c->params, member, max, out);
+
+    if (r == KMS_OK)
+        return true;
+    *out = NULL;
+    if (r == KMS_ERR_NOT_FOUND)
+        return true;
+    snprintf(why, sizeof(why), "%s: a string of at most %zu bytes", member, max);
+    call_refuse(c, RPC_PARAMS, why);
     return false;
 }
 
@@ -409,7 +553,6 @@ hsm_init_run(struct call *c)
         call_refuse(c, RPC_PARAMS, "bits: 2048, 3072 or 4096");
         return;
     }
-    call_record(c, 0, json_pack("{s:I}", "bits", (json_int_t)bits));
     if ((r = hsm_init(c->k->hsm, (unsigned)bits, hsm_told, c, 0)) != KMS_OK)
         call_refuse(c, KMS_CODE_HSM, kms_strerror(r));
 }
@@ -516,7 +659,7 @@ show_by_id(struct call *c, enum keeper_statement s)
     struct db_params p;
     struct uuid id;
 
-    if (!call_id(c, &id))
+    if (!call_uuid(c, "id", &id))
         return;
     db_params_init(&p);
     db_uuid(&p, &id);
@@ -595,7 +738,6 @@ log_level_run(struct call *c)
             call_refuse(c, RPC_PARAMS, "level: error, warn, info or debug");
             return;
         }
-        call_record(c, 0, json_pack("{s:s}", "level", text));
         c->k->sh->log_level = level;
     } else if (r != KMS_ERR_NOT_FOUND) {
         call_refuse(c, RPC_PARAMS, "level: error, warn, info or debug");
@@ -608,7 +750,6 @@ log_level_run(struct call *c)
 static void
 tell_parent(struct call *c, int sig)
 {
-    call_record(c, 0, NULL);
     if (kill(c->k->sh->parent, sig) != 0)
         call_refuse(c, RPC_INTERNAL, strerror(errno));
     else
@@ -628,23 +769,79 @@ drain_run(struct call *c)
 }
 
 static const struct method methods[] = {
-    {"status", ROLE_OPERATOR, status_run},
-    {"hsm.init", ROLE_OPERATOR, hsm_init_run},
-    {"hsm.status", ROLE_OPERATOR, hsm_status_run},
-    {"org.add", ROLE_OPERATOR, org_add_run},
-    {"org.list", ROLE_OPERATOR, org_list_run},
-    {"org.show", ROLE_OPERATOR, org_show_run},
-    {"org.suspend", ROLE_OPERATOR, org_suspend_run},
-    {"org.resume", ROLE_OPERATOR, org_resume_run},
-    {"key.show", ROLE_OPERATOR, key_show_run},
-    {"resource.show", ROLE_OPERATOR, resource_show_run},
-    {"audit.tail", ROLE_OPERATOR, audit_tail_run},
-    {"log.level", ROLE_OPERATOR, log_level_run},
-    {"reload", ROLE_OPERATOR, reload_run},
-    {"drain", ROLE_OPERATOR, drain_run},
-    {NULL, ROLE_OPERATOR, NULL},
+    {"status", ROLE_ANY, status_run, RECORD_LATER},
+    {"hsm.init", ROLE_OPERATOR, hsm_init_run, RECORD_LATER},
+    {"hsm.status", ROLE_ANY, hsm_status_run, RECORD_LATER},
+    {"org.add", ROLE_OPERATOR, org_add_run, RECORD_SQL},
+    {"org.list", ROLE_ANY, org_list_run, RECORD_CALL},
+    {"org.show", ROLE_ANY, org_show_run, RECORD_CALL},
+    {"org.suspend", ROLE_OPERATOR, org_suspend_run, RECORD_SQL},
+    {"org.resume", ROLE_OPERATOR, org_resume_run, RECORD_SQL},
+    {"key.show", ROLE_ANY, key_show_run, RECORD_SQL},
+    {"resource.show", ROLE_ANY, resource_show_run, RECORD_SQL},
+    {"audit.tail", ROLE_LOG, audit_tail_run, RECORD_PAGES},
+    {"log.level", ROLE_OPERATOR, log_level_run, RECORD_LATER},
+    {"reload", ROLE_OPERATOR, reload_run, RECORD_LATER},
+    {"drain", ROLE_OPERATOR, drain_run, RECORD_LATER},
+    {NULL, 0, NULL, RECORD_CALL},
 };
-static const struct method *const method_lists[] = {methods, audit_methods};
+static const struct method *const method_lists[] = {methods, audit_methods, control_methods,
+                                                     explain_methods};
+
+/* --- who may what --- */
+
+/* Is uid, or a group of it, named in the list of the configuration? */
+static bool
+is_listed(const char *list, uid_t uid, const gid_t *groups, int n)
+{
+    char *copy, *save = NULL;
+    bool found = false;
+    uid_t u;
+    gid_t g;
+
+    if (list == NULL || (copy = strdup(list)) == NULL)
+        return false;
+    for (char *w = strtok_r(copy, " \t,", &save); w != NULL; w = strtok_r(NULL, " \t,", &save)) {
+        if (w[0] != '@') {
+            found = found || (config_user(w, &u) == KMS_OK && u == uid);
+            continue;
+        }
+        if (config_group(w + 1, &g) != KMS_OK)
+            continue;
+        for (int i = 0; i < n; i++)
+            found = found || groups[i] == g;
+    }
+    free(copy);
+    return found;
+}
+
+/*
+ * What it may do now: a reload that takes a role away counts for connections that are open.  The
+ * uid alone counts, with the groups that the system's files give it: the process's own group list
+ * is not told by the kernel, and its pid may be another's by now.
+ */
+static void
+peer_roles(struct peer *p, const struct keeper *k)
+{
+    gid_t groups[256];
+    int n = (int)(sizeof(groups) / sizeof(groups[0]));
+    const struct passwd *pw = getpwuid(p->uid);
+
+    if (pw == NULL) {
+        groups[0] = p->gid;
+        n = 1;
+    } else if (getgrouplist(pw->pw_name, pw->pw_gid, groups, &n) < 0) {
+        n = (int)(sizeof(groups) / sizeof(groups[0]));
+    }
+    p->roles = 0;
+    if (p->uid == 0 || p->uid == geteuid() || is_listed(k->cfg->operators, p->uid, groups, n))
+        p->roles |= ROLE_OPERATOR;
+    /* Whoever runs the machine is not thereby trusted with other people's conversations. */
+    if (is_listed(k->cfg->officers, p->uid, groups, n))
+        p->roles |= ROLE_OFFICER;
+    if (is_listed(k->cfg->auditors, p->uid, groups, n))
+        p->roles |= ROLE_AUDITOR;
+}
 
 /* --- from a line to a call --- */
 
@@ -665,6 +862,38 @@ call_op(struct call *c)
     return false;
 }
 
+static const struct {
+    enum role role;
+    const char *name, *setting;
+} role_names[] = {
+    {ROLE_OPERATOR, "operator", "operators"},
+    {ROLE_OFFICER, "officer", "officers"},
+    {ROLE_AUDITOR, "auditor", "auditors"},
+};
+#define ROLES (sizeof(role_names) / sizeof(role_names[0]))
+
+/* Tells the role that would do, and where it is given. */
+static void
+call_refuse_role(struct call *c)
+{
+    char why[192], roles[64] = "", settings[64] = "";
+
+    for (size_t i = 0; i < ROLES; i++) {
+        const char * or = roles[0] != '\0' ? " or " : "";
+
+        if ((c->method->roles & role_names[i].role) == 0)
+            continue;
+        snprintf(roles + strlen(roles), sizeof(roles) - strlen(roles), "%s%s", or,
+                 role_names[i].name);
+        snprintf(settings + strlen(settings), sizeof(settings) - strlen(settings), "%s%s", or,
+                 role_names[i].setting);
+    }
+    snprintf(why, sizeof(why), "this takes the role %s; your user is not named in [admin] %s",
+             roles, settings);
+    call_refuse(c, KMS_CODE_ROLE, why);
+}
+
+/* line: NULL if it was too long to be read. */
 static void
 call_start(struct conn *cn, const char *line, size_t len)
 {
@@ -681,8 +910,13 @@ call_start(struct conn *cn, const char *line, size_t len)
     c->a = cn->admin;
     c->k = cn->admin->k;
     c->conn = cn->id;
+    peer_roles(&cn->peer, c->k);
     c->peer = cn->peer;
     c->id = json_null(); /* what an unreadable call is answered with */
+    if (line == NULL) {
+        call_refuse(c, RPC_REQUEST, "the line is too long");
+        return;
+    }
     if ((r = kms_json_parse(&c->request, line, len)) != KMS_OK) {
         call_refuse(c, r == KMS_ERR_MEMBER ? RPC_REQUEST : RPC_PARSE,
                     r == KMS_ERR_MEMBER ? "one object a line" : kms_strerror(r));
@@ -694,7 +928,7 @@ call_start(struct conn *cn, const char *line, size_t len)
         return;
     }
     if (kms_json_str(c->request, "jsonrpc", 8, &version) != KMS_OK || strcmp(version, "2.0") != 0 ||
-        kms_json_str(c->request, "method", 64, &name) != KMS_OK) {
+        kms_json_str(c->request, "method", METHOD_MAX, &name) != KMS_OK) {
         c->id = id != NULL ? id : c->id;
         call_refuse(c, RPC_REQUEST, "not JSON-RPC 2.0");
         return;
@@ -715,12 +949,10 @@ call_start(struct conn *cn, const char *line, size_t len)
         c->params = params;
         if (!call_op(c))
             return;
-        if ((c->peer.roles & c->method->role) == 0) {
-            call_record(c, KMS_CODE_ROLE, json_pack("{s:I}", "uid", (json_int_t)c->peer.uid));
-            call_refuse(c, KMS_CODE_ROLE, "your user may not do this; see [admin] operators");
-        } else {
+        if ((c->peer.roles & c->method->roles) == 0)
+            call_refuse_role(c);
+        else
             c->method->run(c);
-        }
     }
 }
 
@@ -732,6 +964,7 @@ conn_free(struct conn *cn)
     LIST_REMOVE(cn, entry);
     if (cn->admin->n-- == CONNECTIONS_MAX)
         evconnlistener_enable(cn->admin->listener);
+    json_decref(cn->pages);
     bufferevent_free(cn->bev);
     free(cn);
 }
@@ -771,13 +1004,9 @@ conn_next(struct conn *cn)
     cn->deadline = INT64_MAX; /* database and HSM have deadlines of their own */
     bufferevent_disable(cn->bev, EV_READ);
     if (eol.pos < 0 || eol.pos >= ADMIN_LINE_MAX) {
-        static const char text[] = "{\"jsonrpc\":\"2.0\",\"id\":null,\"error\":{\"code\":-32600,"
-                                   "\"message\":\"the line is too long\"}}\n";
-
         evbuffer_drain(in, len);
         cn->closing = true;
-        bufferevent_write(cn->bev, text, sizeof(text) - 1);
-        conn_answered(cn);
+        call_start(cn, NULL, 0);
         return;
     }
     line = evbuffer_readln(in, &n, EVBUFFER_EOL_LF);
@@ -823,59 +1052,20 @@ conn_event(struct bufferevent *bev, short what, void *arg)
     conn_free(cn);
 }
 
-/* Is uid, or a group of it, named in the list of the configuration? */
 static bool
-is_listed(const char *list, uid_t uid, const gid_t *groups, int n)
-{
-    char *copy, *save = NULL;
-    bool found = false;
-    uid_t u;
-    gid_t g;
-
-    if (list == NULL || (copy = strdup(list)) == NULL)
-        return false;
-    for (char *w = strtok_r(copy, " \t,", &save); w != NULL; w = strtok_r(NULL, " \t,", &save)) {
-        if (w[0] != '@') {
-            found = found || (config_user(w, &u) == KMS_OK && u == uid);
-            continue;
-        }
-        if (config_group(w + 1, &g) != KMS_OK)
-            continue;
-        for (int i = 0; i < n; i++)
-            found = found || groups[i] == g;
-    }
-    free(copy);
-    return found;
-}
-
-/*
- * Who is it?  The uid alone counts, with the groups that the system's files give it: the process's
- * own group list is not told by the kernel, and its pid may be another's by now.
- */
-static bool
-peer_get(struct peer *p, const struct keeper *k, int fd)
+peer_get(struct peer *p, int fd)
 {
     struct ucred cred;
     socklen_t len = sizeof(cred);
-    gid_t groups[256];
-    int n = (int)(sizeof(groups) / sizeof(groups[0]));
     const struct passwd *pw;
 
     if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) != 0 || len != sizeof(cred))
         return false;
     p->uid = cred.uid;
-    p->roles = 0;
+    p->gid = cred.gid;
     pw = getpwuid(cred.uid);
     snprintf(p->actor, sizeof(p->actor), "%.64s(%u)", pw != NULL ? pw->pw_name : "uid",
              (unsigned)cred.uid);
-    if (pw == NULL) {
-        groups[0] = cred.gid;
-        n = 1;
-    } else if (getgrouplist(pw->pw_name, pw->pw_gid, groups, &n) < 0) {
-        n = (int)(sizeof(groups) / sizeof(groups[0]));
-    }
-    if (cred.uid == 0 || cred.uid == geteuid() || is_listed(k->cfg->operators, cred.uid, groups, n))
-        p->roles |= ROLE_OPERATOR;
     return true;
 }
 
@@ -886,7 +1076,7 @@ accepted(struct evconnlistener *listener, evutil_socket_t fd, struct sockaddr *a
     struct admin *a = arg;
     struct conn *cn = calloc(1, sizeof(*cn));
 
-    if (cn == NULL || !peer_get(&cn->peer, a->k, fd) ||
+    if (cn == NULL || !peer_get(&cn->peer, fd) ||
         (cn->bev = bufferevent_socket_new(a->k->base, fd, BEV_OPT_CLOSE_ON_FREE)) == NULL) {
         evutil_closesocket(fd);
         free(cn);

@@ -23,6 +23,7 @@ struct keeper;
 
 #define ACTOR_MAX     96
 #define CALL_NAME_MAX 128 /* of an organisation */
+#define CALL_PAGE_MAX 224
 
 /* JSON-RPC 2.0 section 5.1 */
 #define RPC_PARSE    (-32700)
@@ -31,19 +32,38 @@ struct keeper;
 #define RPC_PARAMS   (-32602)
 #define RPC_INTERNAL (-32603)
 
-/* Bits: somebody may have several roles. */
-enum role { ROLE_OPERATOR = 1 };
+/* Bits: somebody may have several roles, and a method may be open to several. */
+enum role {
+    ROLE_OPERATOR = 1, /* runs the server */
+    ROLE_OFFICER = 2,  /* decides who gets keys, and what is destroyed */
+    ROLE_AUDITOR = 4,  /* reads the log */
+    ROLE_LOG = ROLE_OFFICER | ROLE_AUDITOR,
+    ROLE_ANY = ROLE_OPERATOR | ROLE_OFFICER | ROLE_AUDITOR
+};
 
 struct peer {
     uid_t uid;
-    unsigned roles;
+    gid_t gid;
+    unsigned roles;        /* of the call under way */
     char actor[ACTOR_MAX]; /* for entries and logs: "name(uid)" */
+};
+
+/*
+ * Who writes the entry that every call has.  A call that is refused before its SQL function has
+ * answered gets it from admin.c in any case.
+ */
+enum method_record {
+    RECORD_CALL,  /* admin.c; the answer waits for it */
+    RECORD_SQL,   /* its SQL function, in the transaction of what it does */
+    RECORD_PAGES, /* admin.c, once a connection and log: one export is many calls */
+    RECORD_LATER  /* admin.c, without waiting: it must work while the database is away */
 };
 
 struct method {
     const char *name;
-    enum role role;
+    unsigned roles; /* any of these will do */
     void (*run)(struct call *c);
+    enum method_record record;
 };
 
 /* A call under way; owned by itself, freed where it ends. */
@@ -57,14 +77,18 @@ struct call {
     const json_t *params;        /* borrowed from it; NULL: none */
     struct uuid op;
     struct peer peer;
-    const char *name; /* of an organisation; borrowed from params */
+    const char *name;         /* of an organisation; borrowed from params */
+    bool recorded;            /* the entry is written: by its SQL function */
+    json_t *answer;           /* owned: a whole line, while its entry is being written */
+    int verdict;              /* what it ended with: 0 or an errorCode */
+    char page[CALL_PAGE_MAX]; /* RECORD_PAGES: of what; else empty */
 };
 
 /* Takes result over; NULL: no memory. */
 void call_answer(struct call *c, json_t *result);
 /* why: NULL for the code's own text. */
 void call_refuse(struct call *c, int code, const char *why);
-/* True when a database call gave a result; else the call was refused. */
+/* True when the call's SQL function gave a result; else the call was refused. */
 bool call_got(struct call *c, int err);
 /* A jsonb column as a tree; *out NULL for SQL NULL.  false: malformed, the call was refused. */
 bool call_json(struct call *c, const PGresult *res, int row, int col, json_t **out);
@@ -76,7 +100,14 @@ bool call_name(struct call *c);
 void call_shown(void *ctx, int err, const PGresult *res, const char *sqlstate);
 void call_judged(void *ctx, int err, const PGresult *res, const char *sqlstate);
 
-/* The methods of other files, each list ended by a NULL name. */
-extern const struct method audit_methods[]; /* audit_admin.c */
+/* An id in params ("approval", ...).  false: the call was refused. */
+bool call_uuid(struct call *c, const char *member, struct uuid *id);
+/* A string in params that may be absent (*out NULL).  false: the call was refused. */
+bool call_text(struct call *c, const char *member, size_t max, const char **out);
+
+/* The methods of other files, each list ended by a NULL name; admin.c has the list of lists. */
+extern const struct method audit_methods[];   /* audit_admin.c */
+extern const struct method control_methods[]; /* control_admin.c */
+extern const struct method explain_methods[]; /* explain_admin.c */
 
 #endif

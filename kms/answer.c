@@ -136,6 +136,24 @@ answer_jwk(struct answer *a, const char *name, const char *domain, const struct 
 }
 
 void
+answer_id(struct answer *a, const char *name, const struct uuid *id)
+{
+    char text[UUID_TEXT + 1];
+
+    uuid_format(text, id);
+    answer_text(a, name, text);
+}
+
+void
+answer_raw_text(struct answer *a, const char *name, const struct buf *text)
+{
+    put_name(a, name);
+    put(a, "\"", 1);
+    put(a, (const char *)text->data, text->len);
+    put(a, "\"", 1);
+}
+
+void
 answer_raw(struct answer *a, const char *name, const char *json, size_t len)
 {
     put_name(a, name);

@@ -38,6 +38,10 @@ void answer_uri(struct answer *a, const char *name, const char *domain, const ch
 /* {"kid":...,"kty":"oct","k":...} */
 void answer_jwk(struct answer *a, const char *name, const char *domain, const struct uuid *id,
                 const unsigned char key[32]);
+/* An id as it is, without a URI around it. */
+void answer_id(struct answer *a, const char *name, const struct uuid *id);
+/* Text without characters that JSON escapes: compact JOSE. */
+void answer_raw_text(struct answer *a, const char *name, const struct buf *text);
 /* A value that is JSON already. */
 void answer_raw(struct answer *a, const char *name, const char *json, size_t len);
 

@@ -19,6 +19,7 @@
 
 #include "hsm/hsm.h"
 #include "hsm/log.h"
+#include "kms/canary.h"
 #include "kms/config.h"
 #include "kms/db.h"
 #include "kms/keeper.h"
@@ -69,11 +70,20 @@ static const struct db_statement statements[AS_N] = {
                          "SELECT verdict, result FROM kms.person_erase($1, $2, $3, $4)", 4},
     /* limit */
     [AS_STREAM_NEXT] = {"log_stream_next",
-                        "SELECT xact, entry, at_us, verdict, action, leaf"
+                        "SELECT xact, entry, at_us, verdict, action, leaf,"
+                        "       kms.canary_alert(xact, entry)"
                         "  FROM kms.log_stream_next($1)",
                         1},
     /* xact, entry */
     [AS_STREAM_DONE] = {"log_stream_done", "SELECT kms.log_stream_done($1, $2)", 2},
+    /* entries to look at, alarms to return */
+    [AS_CANARY_RAISE] = {"canary_raise", "SELECT kms.canary_raise($1, $2)", 2},
+    /* entries */
+    [AS_CANARY_TOLD] = {"canary_told", "SELECT kms.canary_told($1)", 1},
+    /* request id, entry's number or operation id */
+    [AS_EXPLAIN] = {"explain", "SELECT kms.explain($1)", 1},
+    /* id, after, limit */
+    [AS_MATTER_REPORT] = {"matter_report", "SELECT kms.matter_report($1, $2, $3)", 3},
 };
 
 /* The last signed tree of a log, as this process knows it to be. */
@@ -123,6 +133,7 @@ struct audit {
     uint64_t sequenced, checkpoints, failures;
     int64_t last;          /* seconds since 1970; 0: never */
     struct syslog *syslog; /* NULL: off */
+    struct canary *canary; /* owned */
     char alarm[160];       /* "": none */
 };
 
@@ -559,6 +570,7 @@ sequenced(void *ctx, int err, const PGresult *res, const char *sqlstate)
     if (n > 0 || !a->streamed)
         syslog_push(a->syslog);
     a->streamed = true;
+    canary_push(a->canary);
     a->more = n == SEQUENCE_MAX;
     if (a->more && ++a->rounds < ROUNDS_MAX) {
         sequence(a);
@@ -603,6 +615,12 @@ on_tick(evutil_socket_t fd, short what, void *arg)
 
 /* --- life --- */
 
+const struct canary *
+audit_canary(const struct audit *a)
+{
+    return a->leads ? a->canary : NULL;
+}
+
 struct db *
 audit_db(struct audit *a)
 {
@@ -645,6 +663,7 @@ audit_new(struct keeper *k)
         audit_free(a);
         return NULL;
     }
+    a->canary = canary_new(k);
     a->syslog = syslog_new(k);
     arm(a, TICK_MS);
     return a;
@@ -672,6 +691,7 @@ audit_free(struct audit *a)
     due_free(a);
     job_release(&a->job);
     syslog_free(a->syslog);
+    canary_free(a->canary);
     tdestroy(a->known, free);
     free(a);
 }

@@ -20,6 +20,7 @@
 #include "proto/uri.h"
 
 struct audit;
+struct canary;
 struct db;
 struct json_t;
 struct keeper;
@@ -40,6 +41,10 @@ enum audit_statement {
     AS_PERSON_ERASE,
     AS_STREAM_NEXT,
     AS_STREAM_DONE,
+    AS_CANARY_RAISE,
+    AS_CANARY_TOLD,
+    AS_EXPLAIN,
+    AS_MATTER_REPORT,
     AS_N
 };
 
@@ -52,6 +57,8 @@ void audit_free(struct audit *a);
 
 /* For looking: never waits behind the sequencing. */
 struct db *audit_db(struct audit *a);
+/* Alarms; borrowed.  NULL: another keeper sequences. */
+const struct canary *audit_canary(const struct audit *a);
 /* What status shows of it. */
 struct json_t *audit_status(const struct audit *a);
 

@@ -454,13 +454,13 @@ erase_run(struct call *c)
 }
 
 const struct method audit_methods[] = {
-    {"audit.log", ROLE_OPERATOR, log_run},
-    {"audit.notes", ROLE_OPERATOR, notes_run},
-    {"audit.tiles", ROLE_OPERATOR, tiles_run},
-    {"audit.entries", ROLE_OPERATOR, entries_run},
-    {"audit.find", ROLE_OPERATOR, find_run},
-    {"audit.strays", ROLE_OPERATOR, strays_run},
-    {"audit.cosign", ROLE_OPERATOR, cosign_run},
-    {"person.erase", ROLE_OPERATOR, erase_run},
-    {NULL, ROLE_OPERATOR, NULL},
+    {"audit.log", ROLE_ANY, log_run, RECORD_CALL},
+    {"audit.notes", ROLE_LOG, notes_run, RECORD_PAGES},
+    {"audit.tiles", ROLE_LOG, tiles_run, RECORD_PAGES},
+    {"audit.entries", ROLE_LOG, entries_run, RECORD_PAGES},
+    {"audit.find", ROLE_LOG, find_run, RECORD_CALL},
+    {"audit.strays", ROLE_LOG, strays_run, RECORD_CALL},
+    {"audit.cosign", ROLE_AUDITOR, cosign_run, RECORD_SQL},
+    {"person.erase", ROLE_OFFICER, erase_run, RECORD_SQL},
+    {NULL, 0, NULL, RECORD_CALL},
 };

@@ -14,6 +14,7 @@
 #include "proto/err.h"
 
 #define BUCKETS 8192
+#define RATE_MS 60000 /* how long the rate of a service's channel is believed */
 
 /* A channel on its way into memory: asked of the database, then of hsmd. */
 struct opening {
@@ -43,6 +44,18 @@ struct channels {
     bool waking;
 };
 
+const char *
+principal_name(enum principal p)
+{
+    static const char *const names[] = {
+        [PRINCIPAL_USER] = "user",
+        [PRINCIPAL_ANONYMOUS] = "anonymous",
+        [PRINCIPAL_SERVICE] = "service",
+    };
+
+    return names[p];
+}
+
 static unsigned
 bucket(const struct uuid *id)
 {
@@ -56,9 +69,10 @@ channel_free(struct channel *c)
     if (c == NULL)
         return;
     secret_free(c->key);
-    free(c->org_name);
-    free(c->subject);
-    free(c->client);
+    free((char *)(uintptr_t)c->owner.org_name);
+    free((char *)(uintptr_t)c->owner.subject);
+    free((char *)(uintptr_t)c->owner.client);
+    free((char *)(uintptr_t)c->owner.identity);
     free(c->kid);
     free(c);
 }
@@ -136,8 +150,8 @@ insert(struct channels *cs, struct channel *c)
 
 /* NULL: no memory.  The caller holds the one reference. */
 static struct channel *
-channel_new(struct worker *w, const struct uuid *id, const struct uuid *org, const char *org_name,
-            const char *subject, bool anonymous, const char *client, int64_t expires)
+channel_new(struct worker *w, const struct uuid *id, const struct uuid *org,
+            const struct channel_owner *owner, int64_t expires)
 {
     struct channel *c = calloc(1, sizeof(*c));
     struct buf kid = BUF_INIT;
@@ -147,15 +161,19 @@ channel_new(struct worker *w, const struct uuid *id, const struct uuid *org, con
     c->refs = 1;
     c->id = *id;
     c->org = *org;
-    c->anonymous = anonymous;
+    c->since = now_ms();
     c->expires = expires;
-    c->org_name = strdup(org_name);
-    c->subject = strdup(subject);
-    c->client = strdup(client);
+    c->owner = *owner;
+    c->owner.org_name = strdup(owner->org_name);
+    c->owner.subject = strdup(owner->subject);
+    c->owner.client = strdup(owner->client);
+    if (owner->identity != NULL)
+        c->owner.identity = strdup(owner->identity);
     if (kms_uri_put(&kid, w->cfg->domain, "ecdhe", id) == KMS_OK)
         c->kid = strdup(buf_str(&kid));
     buf_release(&kid);
-    if (c->org_name == NULL || c->subject == NULL || c->client == NULL || c->kid == NULL) {
+    if (c->owner.org_name == NULL || c->owner.subject == NULL || c->owner.client == NULL ||
+        (owner->identity != NULL && c->owner.identity == NULL) || c->kid == NULL) {
         channel_free(c);
         return NULL;
     }
@@ -164,10 +182,9 @@ channel_new(struct worker *w, const struct uuid *id, const struct uuid *org, con
 
 void
 channels_add(struct channels *cs, const struct uuid *id, const struct uuid *org,
-             const char *org_name, const char *subject, bool anonymous, const char *client,
-             struct secret **key, int64_t expires)
+             const struct channel_owner *owner, struct secret **key, int64_t expires)
 {
-    struct channel *c = channel_new(cs->w, id, org, org_name, subject, anonymous, client, expires);
+    struct channel *c = channel_new(cs->w, id, org, owner, expires);
 
     if (c == NULL)
         return;
@@ -246,17 +263,41 @@ struct asked {
     struct uuid ids[STATE_BATCH];
 };
 
+/* What sort of owner it is, and what services have besides. */
+static int
+owner_kind(struct channel_owner *out, const PGresult *res, int row)
+{
+    const char *kind = db_get_text(res, row, 4);
+    int32_t rate;
+
+    if (kind == NULL)
+        return KMS_ERR_PROTOCOL;
+    for (out->kind = PRINCIPAL_USER; strcmp(kind, principal_name(out->kind)) != 0; out->kind++)
+        if (out->kind == PRINCIPAL_SERVICE)
+            return KMS_ERR_PROTOCOL;
+    if (out->kind != PRINCIPAL_SERVICE)
+        return KMS_OK;
+    if ((out->identity = db_get_text(res, row, 12)) == NULL ||
+        !db_get_bytes(res, row, 13, out->thumb, sizeof(out->thumb)) ||
+        !db_get_int4(res, row, 14, &rate))
+        return KMS_ERR_PROTOCOL;
+    out->rate = rate;
+    return KMS_OK;
+}
+
 static int
 opening_row(struct channels *cs, struct opening *o, const PGresult *res, int row)
 {
     struct uuid org;
     int32_t generation;
     int64_t expires;
-    const char *name = db_get_text(res, row, 3), *kind = db_get_text(res, row, 4);
-    const char *subject = db_get_text(res, row, 5), *client = db_get_text(res, row, 6);
+    struct channel_owner owner = {.org_name = db_get_text(res, row, 3),
+                                  .subject = db_get_text(res, row, 5),
+                                  .client = db_get_text(res, row, 6)};
 
-    if (!db_get_uuid(res, row, 2, &org) || name == NULL || kind == NULL || subject == NULL ||
-        client == NULL || !db_get_bytes(res, row, 7, o->blob, HSM_BLOB_LEN) ||
+    if (!db_get_uuid(res, row, 2, &org) || owner.org_name == NULL || owner.subject == NULL ||
+        owner.client == NULL || owner_kind(&owner, res, row) != KMS_OK ||
+        !db_get_bytes(res, row, 7, o->blob, HSM_BLOB_LEN) ||
         !db_get_int4(res, row, 8, &generation) ||
         !db_get_bytes(res, row, 9, o->wk.root, HSM_ID_LEN) ||
         !db_get_bytes(res, row, 10, o->wk.wrapped, HSM_WRAPPED_LEN) ||
@@ -264,8 +305,7 @@ opening_row(struct channels *cs, struct opening *o, const PGresult *res, int row
         return KMS_ERR_UNAVAILABLE;
     memcpy(o->wk.org, org.b, HSM_ID_LEN);
     o->wk.generation = (uint32_t)generation;
-    o->channel = channel_new(cs->w, &o->id, &org, name, subject, strcmp(kind, "anonymous") == 0,
-                             client, expires);
+    o->channel = channel_new(cs->w, &o->id, &org, &owner, expires);
     if (o->channel == NULL)
         return KMS_ERR_UNAVAILABLE;
     count_add(CT_HSM_ITEMS, 1);
@@ -360,11 +400,16 @@ channels_get(struct channels *cs, const struct uuid *id, uint64_t req, struct ch
     struct opening *o;
 
     *out = NULL;
+    if (c != NULL && c->expires <= wall_ms()) {
+        drop(cs, c);
+        return KMS_ERR_NOT_FOUND;
+    }
+    if (c != NULL && c->owner.kind == PRINCIPAL_SERVICE && c->since + RATE_MS <= now_ms()) {
+        /* Its registration may have another rate by now. */
+        drop(cs, c);
+        c = NULL;
+    }
     if (c != NULL) {
-        if (c->expires <= wall_ms()) {
-            drop(cs, c);
-            return KMS_ERR_NOT_FOUND;
-        }
         unlink_use(cs, c);
         link_newest(cs, c);
         c->refs++;

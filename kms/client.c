@@ -5,7 +5,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <openssl/err.h>
 #include <openssl/evp.h>
+#include <openssl/pem.h>
 #include <openssl/x509v3.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -25,6 +27,7 @@
 #include "proto/jws.h"
 #include "proto/kdf.h"
 #include "proto/msg.h"
+#include "proto/proof.h"
 #include "proto/uri.h"
 
 #define API_PATH       "/encryption/api/v1/kms"
@@ -39,6 +42,8 @@ struct client {
     struct client_options o;
     char principal[PRINCIPAL_SIZE]; /* whose channels these are, see set_principal */
     char *user;                     /* the token's sub, or NULL; for the path of the static key */
+    EVP_PKEY *service_key;          /* of a service: its private key; else NULL */
+    json_t *service_jwk;            /* and its public jwk with x5c */
     struct https *https;
     EVP_PKEY *static_key; /* NULL: not fetched yet */
     char static_kid[JOSE_KID_MAX + 1];
@@ -117,12 +122,11 @@ refused(struct client *c, json_t *answer)
  * Nothing is verified here: a wrong guess costs a new channel.
  */
 static int
-set_principal(struct client *c)
+set_user(struct client *c, struct buf *who)
 {
     static const char *const claims[] = {"iss", "sub", "org"};
     const char *dot = strchr(c->o.token, '.'), *dot2 = dot == NULL ? NULL : strchr(dot + 1, '.');
-    struct buf payload = BUF_INIT, who = BUF_INIT;
-    unsigned char digest[32];
+    struct buf payload = BUF_INIT;
     json_t *token = NULL;
     size_t i;
     int r = KMS_OK;
@@ -132,18 +136,107 @@ set_principal(struct client *c)
         *string_of(token, "sub") != '\0') {
         c->user = strdup(string_of(token, "sub"));
         for (i = 0; i < sizeof(claims) / sizeof(claims[0]) && r == KMS_OK; i++)
-            r = buf_putf(&who, "%s\n", string_of(token, claims[i]));
+            r = buf_putf(who, "%s\n", string_of(token, claims[i]));
     } else {
-        r = buf_puts(&who, c->o.token);
+        r = buf_puts(who, c->o.token);
     }
+    json_decref(token);
+    buf_release(&payload);
+    return r;
+}
+
+static BIO *
+open_pem(struct client *c, const char *file)
+{
+    BIO *bio = BIO_new_file(file, "r");
+
+    if (bio == NULL)
+        fail(c, KMS_ERR_CONFIG, "%s: %s", file, strerror(errno));
+    return bio;
+}
+
+/* The certificates of a PEM file, leaf first; NULL: none. */
+static STACK_OF(X509) * read_chain(BIO *bio)
+{
+    STACK_OF(X509) *chain = sk_X509_new_null();
+    X509 *cert;
+
+    while (chain != NULL && (cert = PEM_read_bio_X509(bio, NULL, NULL, NULL)) != NULL) {
+        if (sk_X509_push(chain, cert) == 0) {
+            X509_free(cert);
+            break;
+        }
+    }
+    if (sk_X509_num(chain) <= 0) {
+        sk_X509_free(chain);
+        chain = NULL;
+    }
+    return chain;
+}
+
+/* Reads the certificate, its chain and the private key. */
+static int
+load_service(struct client *c, STACK_OF(X509) * *chain)
+{
+    BIO *bio;
+
+    if ((bio = open_pem(c, c->o.cert_file)) == NULL)
+        return KMS_ERR_CONFIG;
+    *chain = read_chain(bio);
+    BIO_free(bio);
+    if (*chain == NULL)
+        return fail(c, KMS_ERR_CONFIG, "%s: holds no certificate", c->o.cert_file);
+    if ((bio = open_pem(c, c->o.key_file)) == NULL)
+        return KMS_ERR_CONFIG;
+    c->service_key = PEM_read_bio_PrivateKey(bio, NULL, NULL, NULL);
+    BIO_free(bio);
+    if (c->service_key == NULL)
+        return fail(c, KMS_ERR_CONFIG, "%s: holds no private key", c->o.key_file);
+    if (X509_check_private_key(sk_X509_value(*chain, 0), c->service_key) != 1)
+        return fail(c, KMS_ERR_CONFIG, "%s: not the key of the first certificate of %s",
+                    c->o.key_file, c->o.cert_file);
+    return KMS_OK;
+}
+
+/* A service's channels are kept under its key. */
+static int
+set_service(struct client *c, struct buf *who)
+{
+    unsigned char thumb[JWK_THUMBPRINT_LEN];
+    STACK_OF(X509) *chain = NULL;
+    int r;
+
+    if ((r = load_service(c, &chain)) != KMS_OK)
+        goto out;
+    if (cert_key_thumbprint(thumb, sk_X509_value(chain, 0)) != KMS_OK)
+        r = fail(c, KMS_ERR_CONFIG, "%s: its key is neither RSA of 2048 to 4096 bits nor EC P-256",
+                 c->o.cert_file);
+    else if ((c->service_jwk = x5c_make(chain)) == NULL || buf_puts(who, "service\n") != KMS_OK ||
+             buf_put(who, thumb, sizeof(thumb)) != KMS_OK)
+        r = no_memory(c);
+    else if (!c->o.relay &&
+             (r = https_set_certificate(c->https, c->o.cert_file, c->o.key_file)) != KMS_OK)
+        fail(c, r, "%s", https_error(c->https));
+out:
+    ERR_clear_error();
+    x5c_free(chain);
+    return r;
+}
+
+static int
+set_principal(struct client *c)
+{
+    struct buf who = BUF_INIT;
+    unsigned char digest[32];
+    size_t i;
+    int r = c->o.token != NULL ? set_user(c, &who) : set_service(c, &who);
+
     if (r == KMS_OK && EVP_Q_digest(NULL, "SHA256", NULL, who.data, who.len, digest, NULL) != 1)
         r = KMS_ERR_INTERNAL;
     for (i = 0; i < sizeof(digest) && r == KMS_OK; i++)
         snprintf(c->principal + 2 * i, 3, "%02x", digest[i]);
-    json_decref(token);
-    buf_release(&payload);
     buf_release(&who);
-    return r == KMS_OK ? r : no_memory(c);
+    return r == KMS_OK || r == KMS_ERR_CONFIG ? r : no_memory(c);
 }
 
 /* The state file. */
@@ -349,6 +442,8 @@ client_free(struct client *c)
         return;
     forget_channel(c);
     EVP_PKEY_free(c->static_key);
+    EVP_PKEY_free(c->service_key);
+    json_decref(c->service_jwk);
     json_decref(c->state);
     json_decref(c->refusal);
     https_free(c->https);
@@ -536,18 +631,67 @@ fetch_static_key(struct client *c)
 
 /* Messages. */
 
-/* A request as it is sent: with client and requestId.  *text is wiped by the caller. */
 static int
-put_request(struct client *c, const json_t *request, const char *id, bool on_behalf,
-            struct buf *text)
+new_id(struct client *c, char id[UUID_TEXT + 1])
 {
-    json_t *copy = json_copy((json_t *)(uintptr_t)request), *credential, *client;
-    int r;
+    struct uuid u;
 
+    if (uuid_random(&u) != KMS_OK)
+        return fail(c, KMS_ERR_INTERNAL, "no randomness");
+    uuid_format(id, &u);
+    return KMS_OK;
+}
+
+/* A service's jwk with its chain, and a proof that binds the ephemeral key. */
+static json_t *
+make_proven_credential(struct client *c, EVP_PKEY *ephemeral)
+{
+    unsigned char cnf[JWK_THUMBPRINT_LEN];
+    struct buf aud = BUF_INIT, proof = BUF_INIT;
+    char jti[UUID_TEXT + 1];
+    json_t *credential = NULL;
+
+    if (jwk_thumbprint_key(cnf, ephemeral) == KMS_OK && new_id(c, jti) == KMS_OK &&
+        buf_putf(&aud, "kms://%s", c->o.domain) == KMS_OK &&
+        proof_make(&proof, c->service_key, buf_str(&aud), cnf, wall_ms() / 1000, jti) == KMS_OK)
+        credential = json_pack("{s:O,s:s}", "jwk", c->service_jwk, "proof", buf_str(&proof));
+    buf_release(&aud);
+    buf_release(&proof);
+    return credential;
+}
+
+/* Who asks: protocol section 2 and, of services, 8.  ephemeral: of a request for a channel; else
+ * NULL. */
+static json_t *
+make_credential(struct client *c, EVP_PKEY *ephemeral, bool on_behalf)
+{
+    json_t *credential;
+
+    if (c->o.token == NULL) {
+        if (!c->o.relay)
+            return json_object(); /* the connection says it */
+        if (ephemeral != NULL)
+            return make_proven_credential(c, ephemeral);
+        if ((credential = json_pack("{s:o}", "jwk", json_copy(c->service_jwk))) != NULL)
+            json_object_del(json_object_get(credential, "jwk"), "x5c");
+        return credential;
+    }
     credential = json_pack("{s:s}", "bearer", c->o.token);
     if (on_behalf && c->o.on_behalf_of != NULL)
         json_object_set_new(credential, "onBehalfOf", json_string(c->o.on_behalf_of));
-    client = json_pack("{s:s,s:o}", "clientId", c->o.client_id, "credential", credential);
+    return credential;
+}
+
+/* A request as it is sent: with client and requestId.  *text is wiped by the caller. */
+static int
+put_request(struct client *c, const json_t *request, const char *id, EVP_PKEY *ephemeral,
+            bool on_behalf, struct buf *text)
+{
+    json_t *copy = json_copy((json_t *)(uintptr_t)request), *client;
+    int r;
+
+    client = json_pack("{s:s,s:o}", "clientId", c->o.client_id, "credential",
+                       make_credential(c, ephemeral, on_behalf));
     if (copy == NULL || json_object_set_new(copy, "client", client) != 0 ||
         json_object_set_new(copy, "requestId", json_string(id)) != 0)
         r = no_memory(c);
@@ -674,17 +818,6 @@ open_answer(struct client *c, const json_t *message, const char *id, bool for_ch
     return KMS_OK;
 }
 
-static int
-new_id(struct client *c, char id[UUID_TEXT + 1])
-{
-    struct uuid u;
-
-    if (uuid_random(&u) != KMS_OK)
-        return fail(c, KMS_ERR_INTERNAL, "no randomness");
-    uuid_format(id, &u);
-    return KMS_OK;
-}
-
 /* Takes the server's half of the agreement. */
 static int
 agree(struct client *c, EVP_PKEY *mine, const json_t *answer)
@@ -727,7 +860,7 @@ create_channel(struct client *c)
         r = no_memory(c);
         goto out;
     }
-    if ((r = put_request(c, request, id, false, &text)) != KMS_OK)
+    if ((r = put_request(c, request, id, mine, false, &text)) != KMS_OK)
         goto out;
     if ((r = jwe_seal_rsa(&sealed, c->static_kid, JWE_RSA_OAEP_256, c->static_key, text.data,
                           text.len)) != KMS_OK) {
@@ -795,7 +928,7 @@ round_trip(struct client *c, json_t **requests, size_t n, bool on_behalf, json_t
         buf_reset(&text);
         buf_reset(&sealed);
         if ((r = new_id(c, ids[i])) != KMS_OK ||
-            (r = put_request(c, requests[i], ids[i], on_behalf, &text)) != KMS_OK)
+            (r = put_request(c, requests[i], ids[i], NULL, on_behalf, &text)) != KMS_OK)
             break;
         if ((r = jwe_seal_dir(&sealed, c->channel, c->key->b, text.data, text.len)) != KMS_OK)
             fail(c, r, "a request cannot be sealed: %s", kms_strerror(r));
@@ -890,20 +1023,67 @@ client_close(struct client *c)
     return r;
 }
 
-int
-client_get_key(struct client *c, const char *uri, struct secret **out)
+/* One key: its jwe becomes a jwk. */
+static int
+open_key(struct client *c, json_t *key, EVP_PKEY *open_with)
 {
-    json_t *request, *answer;
+    const char *compact = json_string_value(json_object_get(key, "jwe"));
+    struct buf plain = BUF_INIT;
+    struct secret *secret = NULL;
+    json_t *jwk = NULL;
+    int r = KMS_OK;
+
+    if (compact == NULL)
+        return KMS_OK;
+    if ((r = jwe_open_to(compact, strlen(compact), open_with, &plain)) != KMS_OK)
+        r = fail(c, KMS_ERR_CRYPTO, "%s is not sealed to this private key: %s",
+                 string_of(key, "uri"), kms_strerror(r));
+    else if (kms_json_parse(&jwk, buf_str(&plain), plain.len) != KMS_OK ||
+             jwk_get_oct(&secret, jwk) != KMS_OK ||
+             strcmp(string_of(jwk, "kid"), string_of(key, "uri")) != 0)
+        r = fail(c, KMS_ERR_CRYPTO, "what was sealed is not the key %s", string_of(key, "uri"));
+    else if (json_object_set(key, "jwk", jwk) != 0)
+        r = no_memory(c);
+    else
+        json_object_del(key, "jwe");
+    secret_free(secret);
+    json_decref(jwk);
+    buf_release(&plain);
+    return r;
+}
+
+int
+client_open_keys(struct client *c, json_t *answer, EVP_PKEY *open_with)
+{
+    const json_t *keys = json_object_get(answer, "keys");
+    size_t i;
+    int r;
+
+    r = open_key(c, json_object_get(answer, "key"), open_with);
+    for (i = 0; i < json_array_size(keys) && r == KMS_OK; i++)
+        r = open_key(c, json_array_get(keys, i), open_with);
+    return r;
+}
+
+int
+client_get_key(struct client *c, const char *uri, const json_t *members, EVP_PKEY *open_with,
+               struct secret **out)
+{
+    json_t *request, *answer = NULL;
     int r;
 
     *out = NULL;
-    if ((request = json_pack("{s:s,s:s}", "method", "retrieve", "uri", uri)) == NULL)
+    if ((request = json_pack("{s:s,s:s}", "method", "retrieve", "uri", uri)) == NULL ||
+        (members != NULL && json_object_update(request, (json_t *)(uintptr_t)members) != 0)) {
+        json_decref(request);
         return no_memory(c);
+    }
     r = client_call(c, request, &answer);
     json_decref(request);
-    if (r != KMS_OK)
-        return r;
-    if ((r = jwk_get_oct(out, json_object_get(json_object_get(answer, "key"), "jwk"))) != KMS_OK)
+    if (r == KMS_OK && open_with != NULL)
+        r = client_open_keys(c, answer, open_with);
+    if (r == KMS_OK &&
+        jwk_get_oct(out, json_object_get(json_object_get(answer, "key"), "jwk")) != KMS_OK)
         r = fail(c, KMS_ERR_PROTOCOL, "the answer holds no AES-256 key");
     json_decref(answer);
     return r;

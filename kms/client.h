@@ -23,12 +23,19 @@ struct client;
 /* Bytes of a content that sealed with jwe_seal_dir is not longer than JWE_MAX. */
 #define CLIENT_CONTENT_MAX (JWE_MAX / 4 * 3 - 1024)
 
-/* All borrowed: must outlive the client. */
+/*
+ * All borrowed: must outlive the client.  The principal is a user by token, or a service by
+ * cert_file and key_file (protocol section 8): over mutual TLS, or, as behind a relay, by x5c and a
+ * proof in the request for the channel, and without a certificate of the connection.
+ */
 struct client_options {
-    const char *url;          /* https://HOST[:PORT] */
-    const char *domain;       /* of kms: URIs, lower case */
-    const char *ca_file;      /* PEM; NULL: the system's CAs */
-    const char *token;        /* the access token */
+    const char *url;       /* https://HOST[:PORT] */
+    const char *domain;    /* of kms: URIs, lower case */
+    const char *ca_file;   /* PEM; NULL: the system's CAs */
+    const char *token;     /* the access token; NULL: a service */
+    const char *cert_file; /* PEM: a service's certificate and its chain, leaf first; else NULL */
+    const char *key_file;  /* PEM: its private key */
+    bool relay;
     const char *client_id;    /* "" for none */
     const char *on_behalf_of; /* a user id for all but channel requests; NULL: none */
     const char *state_file;   /* where channels are kept between runs; NULL: nowhere */
@@ -73,8 +80,19 @@ int client_call_many(struct client *c, json_t **requests, size_t n, json_t **ans
  * see client_refusal. */
 int client_call(struct client *c, json_t *request, json_t **answer);
 
-/* Retrieves the content key of that URI. */
-int client_get_key(struct client *c, const char *uri, struct secret **out);
+/*
+ * Retrieves the content key of that URI.  members: what the request has besides (purpose, matter;
+ * NULL: nothing); open_with: the private key of a service that gets keys sealed (NULL: none).
+ */
+int client_get_key(struct client *c, const char *uri, const json_t *members, EVP_PKEY *open_with,
+                   struct secret **out);
+
+/*
+ * In an answer with keys: each key's "jwe" is opened with the private key and its "jwk" put in the
+ * place; it must be an AES-256 key of the key's own URI.  KMS_ERR_CRYPTO: one is not for this key,
+ * or not what it says.
+ */
+int client_open_keys(struct client *c, json_t *answer, EVP_PKEY *open_with);
 
 /*
  * The static key of an rsaPublicKey (protocol section 1): a JWK whose kid is of the domain, and

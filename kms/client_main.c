@@ -3,6 +3,8 @@
  */
 #include <errno.h>
 #include <getopt.h>
+#include <openssl/err.h>
+#include <openssl/pem.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -35,6 +37,8 @@ enum option_id {
     OPT_CA,
     OPT_TOKEN,
     OPT_TOKEN_FILE,
+    OPT_CERT,
+    OPT_RELAY,
     OPT_CLIENT_ID,
     OPT_STATE,
     OPT_NO_STATE,
@@ -49,6 +53,11 @@ enum option_id {
     OPT_ANONYMOUS,
     OPT_BOUND_AFTER,
     OPT_BOUND_BEFORE,
+    OPT_KIND,
+    OPT_PURPOSE,
+    OPT_MATTER,
+    OPT_CURSOR,
+    OPT_OPEN_WITH,
     OPT_KEY,
     OPT_KID,
     OPT_ISSUER,
@@ -63,12 +72,14 @@ enum option_id {
     OPT_COUNT_OF_ALL,
 };
 
-#define BIT(id) (1u << (id))
+#define BIT(id) (UINT64_C(1) << (id))
 #define COMMON                                                                                     \
     (BIT(OPT_URL) | BIT(OPT_DOMAIN) | BIT(OPT_CA) | BIT(OPT_TOKEN) | BIT(OPT_TOKEN_FILE) |         \
-     BIT(OPT_CLIENT_ID) | BIT(OPT_STATE) | BIT(OPT_NO_STATE) | BIT(OPT_ON_BEHALF_OF) |             \
-     BIT(OPT_TIMEOUT))
+     BIT(OPT_CERT) | BIT(OPT_KEY) | BIT(OPT_RELAY) | BIT(OPT_CLIENT_ID) | BIT(OPT_STATE) |         \
+     BIT(OPT_NO_STATE) | BIT(OPT_ON_BEHALF_OF) | BIT(OPT_TIMEOUT))
 #define OUTPUT (COMMON | BIT(OPT_JSON) | BIT(OPT_QUIET))
+/* What a service says of what it asks for. */
+#define SERVICE (BIT(OPT_PURPOSE) | BIT(OPT_MATTER) | BIT(OPT_OPEN_WITH))
 #define TOKEN                                                                                      \
     (BIT(OPT_KEY) | BIT(OPT_KID) | BIT(OPT_ISSUER) | BIT(OPT_AUDIENCE) | BIT(OPT_SUBJECT) |        \
      BIT(OPT_ORG) | BIT(OPT_SCOPE) | BIT(OPT_ROLE) | BIT(OPT_EXPIRES_IN))
@@ -77,7 +88,7 @@ struct command;
 
 /* The command line, taken apart. */
 struct args {
-    unsigned given; /* BIT(OPT_...) */
+    uint64_t given; /* BIT(OPT_...) */
     const char *text[OPT_COUNT_OF_ALL];
     const char *auth_ids[LIST_MAX];
     size_t n_auth_ids;
@@ -92,13 +103,14 @@ struct args {
     struct client *client; /* NULL for commands that need no server */
     struct buf token;      /* of --token-file */
     struct buf state;      /* the state file's name */
+    EVP_PKEY *open_with;   /* of --open-with; NULL: none */
 };
 
 struct command {
     const char *name;
     const char *sub; /* NULL: none */
     int min, max;    /* words after them */
-    unsigned options;
+    uint64_t options;
     int (*run)(struct args *a);
     const char *usage;
     const char *purpose;
@@ -158,6 +170,8 @@ print_value(const char *name, const json_t *value)
         printf("%-16s %" JSON_INTEGER_FORMAT "\n", name, json_integer_value(value));
     else if (json_is_boolean(value))
         printf("%-16s %s\n", name, json_is_true(value) ? "true" : "false");
+    else if (json_is_object(value) && json_is_string(json_object_get(value, "name")))
+        printf("%-16s %s\n", name, json_string_value(json_object_get(value, "name")));
 }
 
 /* A key, a resource, ...; one line for each member that is no key material. */
@@ -170,7 +184,7 @@ print_object(const json_t *object)
 
     json_object_foreach((json_t *)(uintptr_t)object, name, value)
     {
-        if (strcmp(name, "jwk") == 0)
+        if (strcmp(name, "jwk") == 0 || strcmp(name, "jwe") == 0)
             continue;
         print_value(name, value);
         json_array_foreach(value, i, item) print_value(name, item);
@@ -184,6 +198,17 @@ print_quietly(const json_t *object)
 
     if (uri != NULL)
         puts(uri);
+}
+
+/* What an answer to a service says besides the keys: for what they are, and where to go on. */
+static void
+print_walk(const json_t *answer)
+{
+    static const char *const names[] = {"service", "purpose", "matter", "cursor"};
+    size_t i;
+
+    for (i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+        print_value(names[i], json_object_get(answer, names[i]));
 }
 
 /* The objects of the answer's member of that name, which is one or an array of them. */
@@ -202,6 +227,11 @@ print_answer(const struct args *a, const json_t *answer, const char *name)
         if (i > 0 && print == print_object)
             putchar('\n');
         print(json_array_get(what, i));
+    }
+    if (print == print_object && json_object_get(answer, "service") != NULL) {
+        if (json_is_object(what) || i > 0)
+            putchar('\n');
+        print_walk(answer);
     }
     return EXIT_OK;
 }
@@ -247,7 +277,8 @@ ask(struct args *a, json_t *request, const char *name)
         complain("out of memory");
         return EXIT_TROUBLE;
     }
-    if ((r = client_call(a->client, request, &answer)) != KMS_OK)
+    if ((r = client_call(a->client, request, &answer)) != KMS_OK ||
+        (a->open_with != NULL && (r = client_open_keys(a->client, answer, a->open_with)) != KMS_OK))
         r = report(a, r);
     else
         r = print_answer(a, answer, name);
@@ -400,10 +431,22 @@ run_key_create(struct args *a)
     return ask(a, request, "keys");
 }
 
+/* What a service adds to a request. */
+static void
+set_service(json_t *request, const struct args *a)
+{
+    set_text(request, a, OPT_PURPOSE, "purpose");
+    set_text(request, a, OPT_MATTER, "matter");
+    set_text(request, a, OPT_CURSOR, "cursor");
+}
+
 static int
 run_key_get(struct args *a)
 {
-    return ask(a, make_request("retrieve", a->words[0]), "key");
+    json_t *request = make_request("retrieve", a->words[0]);
+
+    set_service(request, a);
+    return ask(a, request, "key");
 }
 
 static int
@@ -424,6 +467,7 @@ run_resource_create(struct args *a)
     set_list(request, "keyUris", a->key_uris, a->n_key_uris);
     set_int(request, a, OPT_TTL, "ttl", a->ttl);
     set_int(request, a, OPT_ANONYMOUS, "anonymous", a->anonymous);
+    set_text(request, a, OPT_KIND, "kind");
     return ask(a, request, "resource");
 }
 
@@ -448,7 +492,14 @@ run_resource_keys(struct args *a)
     set_int(request, a, OPT_COUNT, "count", a->count);
     set_text(request, a, OPT_BOUND_AFTER, "boundAfter");
     set_text(request, a, OPT_BOUND_BEFORE, "boundBefore");
+    set_service(request, a);
     return ask(a, request, "keys");
+}
+
+static int
+run_resource_releases(struct args *a)
+{
+    return ask(a, make_sub_request("retrieve", a->words[0], "releases"), "releases");
 }
 
 static int
@@ -492,6 +543,36 @@ put_escaped(struct buf *out, const char *text)
             r = buf_putf(out, "%%%02X", c);
     }
     return r;
+}
+
+/* All keys that a service may see under a purpose, or a matter: /COLLECTION/NAME/keys. */
+static int
+walk(struct args *a, const char *collection)
+{
+    struct buf uri = BUF_INIT;
+    json_t *request;
+    int r;
+
+    if ((r = buf_putf(&uri, "/%s/", collection)) == KMS_OK &&
+        (r = put_escaped(&uri, a->words[0])) == KMS_OK)
+        r = buf_puts(&uri, "/keys");
+    request = r == KMS_OK ? make_request("retrieve", buf_str(&uri)) : NULL;
+    buf_release(&uri);
+    set_int(request, a, OPT_COUNT, "count", a->count);
+    set_service(request, a);
+    return ask(a, request, "keys");
+}
+
+static int
+run_purpose_keys(struct args *a)
+{
+    return walk(a, "purposes");
+}
+
+static int
+run_matter_keys(struct args *a)
+{
+    return walk(a, "matters");
 }
 
 static int
@@ -542,7 +623,7 @@ run_encrypt(struct args *a)
 
     if ((r = read_all(file, CLIENT_CONTENT_MAX, &plain)) != KMS_OK) {
         r = cannot_read(file, r);
-    } else if ((r = client_get_key(a->client, uri, &key)) != KMS_OK) {
+    } else if ((r = client_get_key(a->client, uri, NULL, NULL, &key)) != KMS_OK) {
         r = report(a, r);
     } else if ((r = jwe_seal_dir(&sealed, uri, key->b, plain.data, plain.len)) != KMS_OK) {
         complain("cannot encrypt: %s", kms_strerror(r));
@@ -561,6 +642,7 @@ run_decrypt(struct args *a)
 {
     const char *file = a->n_words > 0 ? a->words[0] : NULL, *uri;
     struct buf text = BUF_INIT, plain = BUF_INIT;
+    json_t *members = json_object();
     struct secret *key = NULL;
     struct jwe jwe;
     int r;
@@ -580,7 +662,8 @@ run_decrypt(struct args *a)
         r = usage_error("the JWE names no key: use --key-uri");
         goto out;
     }
-    if ((r = client_get_key(a->client, uri, &key)) != KMS_OK) {
+    set_service(members, a);
+    if ((r = client_get_key(a->client, uri, members, a->open_with, &key)) != KMS_OK) {
         r = report(a, r);
         goto out;
     }
@@ -593,6 +676,7 @@ run_decrypt(struct args *a)
     r = EXIT_OK;
 out:
     secret_free(key);
+    json_decref(members);
     buf_release(&text);
     buf_release(&plain);
     return r;
@@ -659,21 +743,29 @@ static const struct command commands[] = {
      "ping", "see whether the server answers on the channel"},
     {"key", "create", 0, 0, OUTPUT | BIT(OPT_COUNT), run_key_create,
      "key create [--count N]", "make unbound keys"},
-    {"key", "get", 1, 1, OUTPUT, run_key_get,
-     "key get KEY", "retrieve a key (with --json its value, too)"},
+    {"key", "get", 1, 1, OUTPUT | SERVICE, run_key_get,
+     "key get KEY [--purpose NAME] [--matter ID]", "retrieve a key (with --json its value, too)"},
     {"key", "bind", 2, 2, OUTPUT, run_key_bind,
      "key bind KEY RESOURCE", "bind a key to a resource"},
     {"resource", "create", 0, 0,
-     OUTPUT | BIT(OPT_AUTH_ID) | BIT(OPT_KEY_URI) | BIT(OPT_TTL) | BIT(OPT_ANONYMOUS),
+     OUTPUT | BIT(OPT_AUTH_ID) | BIT(OPT_KEY_URI) | BIT(OPT_TTL) | BIT(OPT_ANONYMOUS) | BIT(OPT_KIND),
      run_resource_create,
-     "resource create [--auth-id ID]... [--key-uri KEY]... [--ttl SECONDS] [--anonymous N]",
+     "resource create [--auth-id ID]... [--key-uri KEY]... [--ttl SECONDS] [--anonymous N] [--kind KIND]",
      "make a resource, authorise others, bind keys"},
     {"resource", "show", 1, 1, OUTPUT, run_resource_show,
      "resource show RESOURCE", "retrieve a resource"},
     {"resource", "keys", 1, 1,
-     OUTPUT | BIT(OPT_COUNT) | BIT(OPT_BOUND_AFTER) | BIT(OPT_BOUND_BEFORE), run_resource_keys,
-     "resource keys RESOURCE [--count N] [--bound-after DATE] [--bound-before DATE]",
+     OUTPUT | SERVICE | BIT(OPT_CURSOR) | BIT(OPT_COUNT) | BIT(OPT_BOUND_AFTER) | BIT(OPT_BOUND_BEFORE),
+     run_resource_keys,
+     "resource keys RESOURCE [--count N] [--bound-after DATE] [--bound-before DATE]\n"
+     "        [--purpose NAME] [--matter ID] [--cursor CURSOR]",
      "retrieve the keys of a resource"},
+    {"resource", "releases", 1, 1, OUTPUT, run_resource_releases,
+     "resource releases RESOURCE", "see which service or officer got keys of it, and what for"},
+    {"purpose", "keys", 1, 1, OUTPUT | SERVICE | BIT(OPT_CURSOR) | BIT(OPT_COUNT), run_purpose_keys,
+     "purpose keys NAME [--count N] [--cursor CURSOR]", "as a service: walk all keys under a purpose"},
+    {"matter", "keys", 1, 1, OUTPUT | SERVICE | BIT(OPT_CURSOR) | BIT(OPT_COUNT), run_matter_keys,
+     "matter keys ID [--count N] [--cursor CURSOR]", "as a service: walk all keys of a matter"},
     {"resource", "grant", 1, 1 + LIST_MAX, OUTPUT | BIT(OPT_ANONYMOUS), run_resource_grant,
      "resource grant RESOURCE [ID]... [--anonymous N]", "authorise users, or other resources"},
     {"resource", "revoke", 2, 1 + LIST_MAX, OUTPUT, run_resource_revoke,
@@ -682,8 +774,8 @@ static const struct command commands[] = {
      "authorizations RESOURCE [ID]", "list who is authorised"},
     {"encrypt", NULL, 1, 2, COMMON, run_encrypt,
      "encrypt KEY [FILE]", "make a compact JWE of a file or of standard input"},
-    {"decrypt", NULL, 0, 1, COMMON | BIT(OPT_KEY_URI), run_decrypt,
-     "decrypt [FILE] [--key-uri KEY]", "and back; the JWE names the key"},
+    {"decrypt", NULL, 0, 1, COMMON | SERVICE | BIT(OPT_KEY_URI), run_decrypt,
+     "decrypt [FILE] [--key-uri KEY] [--purpose NAME] [--matter ID]", "and back; the JWE names the key"},
     {"request", NULL, 2, 3, COMMON | BIT(OPT_JSON), run_request,
      "request METHOD URI [MEMBERS]", "send any request; MEMBERS is a JSON object"},
     {"token", NULL, 0, 0, TOKEN, run_token,
@@ -698,6 +790,8 @@ static const struct option options[] = {
     {"ca", required_argument, NULL, OPT_CA},
     {"token", required_argument, NULL, OPT_TOKEN},
     {"token-file", required_argument, NULL, OPT_TOKEN_FILE},
+    {"cert", required_argument, NULL, OPT_CERT},
+    {"relay", no_argument, NULL, OPT_RELAY},
     {"client-id", required_argument, NULL, OPT_CLIENT_ID},
     {"state", required_argument, NULL, OPT_STATE},
     {"no-state", no_argument, NULL, OPT_NO_STATE},
@@ -712,6 +806,11 @@ static const struct option options[] = {
     {"anonymous", required_argument, NULL, OPT_ANONYMOUS},
     {"bound-after", required_argument, NULL, OPT_BOUND_AFTER},
     {"bound-before", required_argument, NULL, OPT_BOUND_BEFORE},
+    {"kind", required_argument, NULL, OPT_KIND},
+    {"purpose", required_argument, NULL, OPT_PURPOSE},
+    {"matter", required_argument, NULL, OPT_MATTER},
+    {"cursor", required_argument, NULL, OPT_CURSOR},
+    {"open-with", required_argument, NULL, OPT_OPEN_WITH},
     {"key", required_argument, NULL, OPT_KEY},
     {"kid", required_argument, NULL, OPT_KID},
     {"issuer", required_argument, NULL, OPT_ISSUER},
@@ -744,6 +843,12 @@ help(void)
           "  --ca FILE            CA certificates, PEM ($KMS_CA_FILE, else the system's)\n"
           "  --token TOKEN        access token ($KMS_TOKEN); others can see arguments, so better\n"
           "  --token-file FILE    the file that holds it\n"
+          "  --cert FILE          act as a cloud service: its certificate and chain, PEM\n"
+          "  --key FILE           and its private key, PEM\n"
+          "  --relay              prove it in messages, as behind a relay, not to the connection\n"
+          "  --purpose NAME       what the service asks for: indexing, dlp, ediscovery, archival\n"
+          "  --matter ID          under which matter\n"
+          "  --open-with FILE     private key, PEM, of a service whose keys come sealed\n"
           "  --client-id ID       of the device that asks (kms-client)\n"
           "  --on-behalf-of USER  retrieve as a compliance officer\n"
           "  --state FILE         where channels are kept ($XDG_RUNTIME_DIR/kms-client.json)\n"
@@ -871,6 +976,18 @@ parse_args(struct args *a, int argc, char **argv)
     return -1;
 }
 
+/* A service has a certificate and no token. */
+static int
+find_service(const struct args *a)
+{
+    if (!(a->given & BIT(OPT_KEY)))
+        return usage_error("--cert needs --key");
+    if (a->given & (BIT(OPT_TOKEN) | BIT(OPT_TOKEN_FILE) | BIT(OPT_ON_BEHALF_OF)))
+        return usage_error(
+            "--cert is for services, which have no token and ask on nobody's behalf");
+    return EXIT_OK;
+}
+
 /* The token is $KMS_TOKEN, or of an option, or in a file. */
 static int
 find_token(struct args *a, const char **token)
@@ -878,6 +995,11 @@ find_token(struct args *a, const char **token)
     const char *file = a->text[OPT_TOKEN_FILE];
     int r;
 
+    *token = NULL;
+    if (a->given & BIT(OPT_CERT))
+        return find_service(a);
+    if (a->given & (BIT(OPT_KEY) | BIT(OPT_RELAY)))
+        return usage_error("--key and --relay are for services: they need --cert");
     *token = setting(a, OPT_TOKEN, file == NULL ? "KMS_TOKEN" : NULL, NULL);
     if (*token != NULL && file != NULL)
         return usage_error("--token and --token-file exclude each other");
@@ -889,6 +1011,27 @@ find_token(struct args *a, const char **token)
     if (*token == NULL || **token == '\0')
         return usage_error("no access token: use --token-file or KMS_TOKEN");
     return EXIT_OK;
+}
+
+/* The private key of --open-with. */
+static int
+find_open_with(struct args *a)
+{
+    const char *file = a->text[OPT_OPEN_WITH];
+    BIO *bio;
+
+    if (file == NULL)
+        return EXIT_OK;
+    if ((bio = BIO_new_file(file, "r")) == NULL) {
+        complain("%s: %s", file, strerror(errno));
+    } else if ((a->open_with = PEM_read_bio_PrivateKey(bio, NULL, NULL, NULL)) == NULL) {
+        complain("%s: holds no private key", file);
+    }
+    BIO_free(bio);
+    if (a->open_with != NULL)
+        return EXIT_OK;
+    ERR_clear_error();
+    return EXIT_USAGE;
 }
 
 /*
@@ -939,13 +1082,17 @@ run_online(struct args *a)
         .ca_file = setting(a, OPT_CA, "KMS_CA_FILE", NULL),
         .client_id = setting(a, OPT_CLIENT_ID, NULL, "kms-client"),
         .on_behalf_of = a->text[OPT_ON_BEHALF_OF],
+        .cert_file = a->text[OPT_CERT],
+        .key_file = a->given & BIT(OPT_CERT) ? a->text[OPT_KEY] : NULL,
+        .relay = (a->given & BIT(OPT_RELAY)) != 0,
         .timeout = (unsigned)a->timeout,
     };
     int r;
 
     if (o.url == NULL || o.domain == NULL)
         return usage_error("which server? use --url and --domain, or KMS_URL and KMS_DOMAIN");
-    if ((r = find_token(a, &o.token)) != EXIT_OK || (r = find_state(a, &o.state_file)) != EXIT_OK)
+    if ((r = find_token(a, &o.token)) != EXIT_OK || (r = find_open_with(a)) != EXIT_OK ||
+        (r = find_state(a, &o.state_file)) != EXIT_OK)
         return r;
     if ((r = client_new(&a->client, &o)) == KMS_OK)
         r = a->command->run(a);
@@ -954,6 +1101,7 @@ run_online(struct args *a)
     else
         r = EXIT_TROUBLE;
     client_free(a->client);
+    EVP_PKEY_free(a->open_with);
     return r;
 }
 

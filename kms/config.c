@@ -64,14 +64,25 @@ static const struct conf_setting settings[] = {
     FILE_("tls", "key", tls_key, NULL,
         "its private key, PEM, without a passphrase"),
     FILE_("tls", "client_ca", tls_client_ca, "",
+        "the older name of [services] ca; set that one"),
+
+    FILE_("services", "ca", services_ca, "",
         "PEM of the CAs that cloud services' certificates are under; empty: no client certificate is asked for"),
+    FILE_("services", "crl", services_crl, "",
+        "PEM of the CAs' revocation lists, one of each CA; read again when the file changes; empty: none"),
 
     PATH("admin", "socket", admin_socket, "/run/kms/admin.sock",
         "the Unix socket that kmsctl talks to"),
     TEXT("admin", "group", admin_group, "",
         "the group that may reach the socket; empty: the daemon's own"),
     WORDS("admin", "operators", operators, "",
-        "who may manage besides root: user names, numeric uids, @groups"),
+        "who may run the server besides root and its own user: user names, numeric uids, @groups"),
+    WORDS("admin", "officers", officers, "",
+        "who may decide about services, purposes, matters, rules and destruction; nobody if not named here"),
+    WORDS("admin", "auditors", auditors, "",
+        "who may read the log; nobody if not named here"),
+    NUMBER("admin", "approvals", approvals, "2", 1, 10,
+        "least number of different officers that an action needs which opens up or destroys, who asks for it included"),
 
     FILE_("audit", "witnesses", audit_witnesses, "",
         "a file with the verifier keys of witnesses whose cosignatures are kept, one a line; empty: none"),
@@ -459,7 +470,7 @@ static void
 check_tls(struct check *k)
 {
     const struct config *c = k->c;
-    X509 *leaf = NULL, *ca = NULL;
+    X509 *leaf = NULL;
     EVP_PKEY *key = NULL;
     BIO *in;
 
@@ -475,12 +486,38 @@ check_tls(struct check *k)
     if (leaf != NULL && key != NULL && X509_check_private_key(leaf, key) != 1)
         wrong(k, "tls", "key", "%s is not the key of the first certificate in %s", c->tls_key,
               c->tls_certificate);
-    if (given(c->tls_client_ca))
-        ca = read_chain(k, "tls", "client_ca", c->tls_client_ca);
     ERR_clear_error();
     X509_free(leaf);
-    X509_free(ca);
     EVP_PKEY_free(key);
+}
+
+static void
+check_services(struct check *k)
+{
+    const struct config *c = k->c;
+    X509_CRL *crl = NULL;
+    BIO *in;
+
+    if (given(c->services_ca))
+        X509_free(read_chain(k, "services", "ca", c->services_ca));
+    if (given(c->tls_client_ca))
+        X509_free(read_chain(k, "tls", "client_ca", c->tls_client_ca));
+    if (given(c->services_ca) && given(c->tls_client_ca) &&
+        strcmp(c->services_ca, c->tls_client_ca) != 0)
+        wrong(k, "tls", "client_ca", "[services] ca is set too, to another file; keep that one");
+    if (!given(c->services_crl))
+        return;
+    if (!given(config_services_ca(c)))
+        wrong(k, "services", "crl", "there is no ca whose list it could be; set [services] ca");
+    if ((in = BIO_new_file(c->services_crl, "r")) != NULL) {
+        if ((crl = PEM_read_bio_X509_CRL(in, NULL, no_passphrase, NULL)) == NULL)
+            wrong(k, "services", "crl",
+                  "%s holds no revocation list that can be read; write a PEM file",
+                  c->services_crl);
+        X509_CRL_free(crl);
+        BIO_free(in);
+    }
+    ERR_clear_error();
 }
 
 /* Clients refuse a static key whose certificate is for another name, so better here than there. */
@@ -556,10 +593,26 @@ config_group(const char *word, gid_t *gid)
 }
 
 static void
+check_list(struct check *k, const char *name, const char *list)
+{
+    char *copy, *save = NULL;
+    uid_t uid;
+    gid_t gid;
+
+    if (!given(list) || (copy = strdup(list)) == NULL)
+        return;
+    for (char *w = strtok_r(copy, " \t,", &save); w != NULL; w = strtok_r(NULL, " \t,", &save)) {
+        if (w[0] == '@' ? config_group(w + 1, &gid) != KMS_OK : config_user(w, &uid) != KMS_OK)
+            wrong(k, "admin", name,
+                  "\"%s\" is nobody; write user names, numeric uids or @groups that exist", w);
+    }
+    free(copy);
+}
+
+static void
 check_people(struct check *k)
 {
     const struct config *c = k->c;
-    char *copy, *save = NULL;
     uid_t uid;
     gid_t gid;
 
@@ -568,14 +621,9 @@ check_people(struct check *k)
     if (given(c->admin_group) && config_group(c->admin_group, &gid) != KMS_OK)
         wrong(k, "admin", "group", "there is no group \"%s\"; write one that exists",
               c->admin_group);
-    if (!given(c->operators) || (copy = strdup(c->operators)) == NULL)
-        return;
-    for (char *w = strtok_r(copy, " \t,", &save); w != NULL; w = strtok_r(NULL, " \t,", &save)) {
-        if (w[0] == '@' ? config_group(w + 1, &gid) != KMS_OK : config_user(w, &uid) != KMS_OK)
-            wrong(k, "admin", "operators",
-                  "\"%s\" is nobody; write user names, numeric uids or @groups that exist", w);
-    }
-    free(copy);
+    check_list(k, "operators", c->operators);
+    check_list(k, "officers", c->officers);
+    check_list(k, "auditors", c->auditors);
 }
 
 static void
@@ -621,6 +669,7 @@ check_texts(struct check *k)
     if (given(c->listen) && given(c->metrics_listen) && strcmp(c->listen, c->metrics_listen) == 0)
         wrong(k, "metrics", "listen", "is the address of [kms] listen; write another port");
     check_tls(k);
+    check_services(k);
     check_static_certificate(k);
     check_people(k);
     check_database(k, "worker_url", c->worker_url);

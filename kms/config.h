@@ -30,11 +30,15 @@ struct config {
     /* [tls] */
     char *tls_certificate; /* PEM chain */
     char *tls_key;         /* PEM */
-    char *tls_client_ca;   /* PEM of the CAs of service certificates; "" none is asked for */
+    char *tls_client_ca;   /* another name of services_ca, older */
+    /* [services] */
+    char *services_ca;  /* PEM of the CAs of service certificates; "" none is asked for */
+    char *services_crl; /* PEM of their revocation lists; "" none */
     /* [admin] */
     char *admin_socket;
     char *admin_group; /* the socket's group; "" the process's own */
-    char *operators;   /* user names, uids, @groups that may manage */
+    char *operators, *officers, *auditors; /* user names, uids, @groups of each role */
+    long long approvals; /* officers that an action needs at least, who asks for it included */
     /* [audit] */
     char *audit_witnesses; /* a file of verifier keys, one a line */
     char *audit_syslog;    /* address:port of a collector; "" none */
@@ -94,6 +98,13 @@ void config_free(struct config *c);
 void config_print_sample(void);
 /* The table of all settings (hsm/conf.h); static. */
 const struct conf_setting *config_settings(size_t *n);
+
+/* The CAs of service certificates, by either name; "" or NULL: nobody is a service. */
+static inline const char *
+config_services_ca(const struct config *c)
+{
+    return c->services_ca != NULL && c->services_ca[0] != '\0' ? c->services_ca : c->tls_client_ca;
+}
 
 /* "192.0.2.1:8443", "[::]:8443" as a socket address; nothing is looked up.  KMS_OK, KMS_ERR_SYNTAX.
  */

@@ -179,6 +179,23 @@ https_free(struct https *h)
     free(h);
 }
 
+int
+https_set_certificate(struct https *h, const char *cert_file, const char *key_file)
+{
+    const char *file = cert_file;
+
+    errno = 0;
+    ERR_clear_error();
+    if (SSL_CTX_use_certificate_chain_file(h->ctx, cert_file) == 1) {
+        file = key_file;
+        if (SSL_CTX_use_PrivateKey_file(h->ctx, key_file, SSL_FILETYPE_PEM) == 1)
+            return KMS_OK;
+    }
+    fail(h, 0, "%s: %s", file, tls_reason());
+    ERR_clear_error();
+    return KMS_ERR_CONFIG;
+}
+
 /* Waits until the socket can do what is wanted: POLLIN or POLLOUT. */
 static int
 wait_for(struct https *h, short events)

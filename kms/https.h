@@ -27,6 +27,13 @@ struct https;
 int https_new(struct https **out, const char *url, const char *ca_file, unsigned timeout);
 void https_free(struct https *h); /* NULL is fine */
 
+/*
+ * Shows this certificate (PEM, leaf first, then the chain) to the server when it asks for one; key:
+ * its private key, PEM.  Before the first exchange.  KMS_ERR_CONFIG: the files are no good, or do
+ * not belong together.
+ */
+int https_set_certificate(struct https *h, const char *cert_file, const char *key_file);
+
 /* What the last failure was, for people; borrowed until the next call. */
 const char *https_error(const struct https *h);
 

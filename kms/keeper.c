@@ -26,6 +26,7 @@
 #include "kms/db.h"
 #include "kms/harden.h"
 #include "kms/metrics.h"
+#include "kms/revoked.h"
 #include "kms/shared.h"
 #include "proto/err.h"
 #include "proto/json.h"
@@ -69,6 +70,35 @@ static const struct db_statement statements[KS_N] = {
     [KS_AUDIT_TAIL] = {"audit_tail", "SELECT t FROM kms.audit_tail($1, $2, $3) AS t", 3},
     /* op, actor, action, verdict, detail */
     [KS_ADMIN_RECORD] = {"admin_record", "SELECT kms.admin_record($1, $2, $3, $4, $5)", 5},
+    /* op, action, arguments, actor, uid, least number of officers */
+    [KS_CONTROL_ACT] = {"control_act",
+                        "SELECT verdict, result FROM kms.control_act($1, $2, $3, $4, $5, $6)", 6},
+    /* state or NULL */
+    [KS_APPROVAL_LIST] = {"approval_list", "SELECT kms.approval_list($1)", 1},
+    /* id, actor, uid */
+    [KS_APPROVAL_SHOW] = {"approval_show", "SELECT kms.approval_show($1, $2, $3)", 3},
+    /* op, id, hash or NULL, actor, uid */
+    [KS_APPROVAL_APPROVE] = {"approval_approve",
+                             "SELECT verdict, result"
+                             "  FROM kms.approval_approve($1, $2, $3, $4, $5)",
+                             5},
+    /* op, id, actor, uid, why or NULL */
+    [KS_APPROVAL_REJECT] = {"approval_reject",
+                            "SELECT verdict, result FROM kms.approval_reject($1, $2, $3, $4, $5)",
+                            5},
+    [KS_APPROVALS_EXPIRE] = {"approvals_expire", "SELECT kms.approvals_expire()", 0},
+    /* an organisation's name or NULL; likewise of settings, matters, canaries */
+    [KS_PURPOSES_LIST] = {"purposes_list", "SELECT kms.purposes_list($1)", 1},
+    [KS_SERVICES_LIST] = {"services_list", "SELECT kms.services_list()", 0},
+    [KS_SERVICE_SHOW] = {"service_show", "SELECT kms.service_show($1)", 1},
+    [KS_SETTINGS_LIST] = {"settings_list", "SELECT kms.settings_list($1)", 1},
+    /* and a state or NULL */
+    [KS_MATTER_LIST] = {"matter_list", "SELECT kms.matter_list($1, $2)", 2},
+    [KS_MATTER_SHOW] = {"matter_show", "SELECT kms.matter_show($1)", 1},
+    [KS_CANARY_LIST] = {"canary_list", "SELECT kms.canary_list($1)", 1},
+    /* issuers, serials, source, actor */
+    [KS_CERTIFICATES_REVOKED] = {"certificates_revoked",
+                                 "SELECT kms.certificates_revoked($1, $2, $3, $4)", 4},
 };
 
 static void
@@ -124,6 +154,18 @@ sweep_done(void *ctx, int err, const PGresult *res, const char *sqlstate)
     arm(k->sweep_timer, more ? SWEEP_MORE_MS : SWEEP_MS);
 }
 
+/* Who asks for what has expired is told so in any case; this ends it and writes its entry. */
+static void
+approvals_expired(void *ctx, int err, const PGresult *res, const char *sqlstate)
+{
+    int32_t n = 0;
+
+    if (err != KMS_OK)
+        log_warn("approvals were not looked at", "why", kms_strerror(err), NULL);
+    else if (db_get_int4(res, 0, 0, &n) && n > 0)
+        log_info("approvals have expired", "n%d", n, NULL);
+}
+
 static void
 sweep_start(evutil_socket_t fd, short what, void *arg)
 {
@@ -136,6 +178,9 @@ sweep_start(evutil_socket_t fd, short what, void *arg)
         arm(k->sweep_timer, SWEEP_MS);
         return;
     }
+    db_params_init(&p);
+    if (db_call(k->db, KS_APPROVALS_EXPIRE, &p, approvals_expired, k) != KMS_OK)
+        log_warn("approvals were not looked at: out of memory", NULL);
     db_params_init(&p);
     db_int4(&p, SWEEP_BATCH);
     k->sweep_started = now_ms();
@@ -315,8 +360,12 @@ root_end(struct keeper *k, enum root_state state, const char *why)
                   "root", id, "why", why, NULL);
     else if (why != NULL)
         log_warn("root key not proven yet", "why", why, NULL);
-    else if (state == ROOT_PROVEN && k->root != ROOT_PROVEN)
+    else if (state == ROOT_PROVEN && k->root != ROOT_PROVEN) {
         log_info("root key proven", "root", id, NULL);
+        /* The installation's own wrapping key may not be there yet: services wait for it. */
+        if (!k->rotating)
+            arm(k->keys_timer, 0);
+    }
     /* An outage says nothing about the token: what was found before still holds. */
     if (state != ROOT_UNKNOWN)
         k->root = state;
@@ -631,6 +680,7 @@ db_changed(void *ctx, bool ready)
     if (ready) {
         arm(k->root_timer, 0);
         arm(k->stats_timer, 0);
+        revoked_tell(k->revoked);
     }
 }
 
@@ -676,6 +726,7 @@ on_hup(evutil_socket_t fd, short what, void *arg)
     k->cfg = c;
     config_free(k->own);
     k->own = c;
+    revoked_reload(k->revoked);
     log_info("reloaded", NULL);
 }
 
@@ -700,7 +751,9 @@ keeper_release(struct keeper *k)
     /* Their callbacks answer calls of the admin socket, so that one goes last. */
     metrics_free(k->metrics);
     db_free(k->db);
+    k->db = NULL; /* calls that end below write no entry any more */
     audit_stop(k->audit);
+    revoked_free(k->revoked);
     hsm_free(k->hsm);
     audit_free(k->audit);
     admin_free(k->admin);
@@ -728,6 +781,7 @@ keeper_main(const struct config *cfg, struct shared *sh, int admin_fd, int metri
         (hup = evsignal_new(k.base, SIGHUP, on_hup, &k)) == NULL ||
         (term = evsignal_new(k.base, SIGTERM, on_term, &k)) == NULL || !connect_all(&k) ||
         (k.admin = admin_new(&k, admin_fd)) == NULL || (k.audit = audit_new(&k)) == NULL ||
+        (k.revoked = revoked_new(&k)) == NULL ||
         (metrics_fd >= 0 && (k.metrics = metrics_new(&k, metrics_fd)) == NULL)) {
         log_error("the keeper could not start: out of memory", NULL);
         goto out;

@@ -26,6 +26,7 @@ struct event_base;
 struct hsm;
 struct json_t;
 struct metrics;
+struct revoked;
 struct shared;
 
 /*
@@ -54,6 +55,20 @@ enum keeper_statement {
     KS_RESOURCE_SHOW,
     KS_AUDIT_TAIL,
     KS_ADMIN_RECORD,
+    KS_CONTROL_ACT,
+    KS_APPROVAL_LIST,
+    KS_APPROVAL_SHOW,
+    KS_APPROVAL_APPROVE,
+    KS_APPROVAL_REJECT,
+    KS_APPROVALS_EXPIRE,
+    KS_PURPOSES_LIST,
+    KS_SERVICES_LIST,
+    KS_SERVICE_SHOW,
+    KS_SETTINGS_LIST,
+    KS_MATTER_LIST,
+    KS_MATTER_SHOW,
+    KS_CANARY_LIST,
+    KS_CERTIFICATES_REVOKED,
     KS_N
 };
 
@@ -86,6 +101,7 @@ struct keeper {
     struct admin *admin;
     struct audit *audit;
     struct metrics *metrics; /* NULL: off */
+    struct revoked *revoked;
 
     enum root_state root;
     struct uuid root_id; /* the active root that the database names; zero: none yet */

@@ -11,7 +11,7 @@
 /* Exit statuses, documented in kmsctl(8). */
 enum { EXIT_OK = 0, EXIT_REFUSED = 1, EXIT_USAGE = 2, EXIT_UNREACHABLE = 3 };
 
-/* What the options said. */
+/* What the options said, and the connection. */
 struct ctl {
     char *socket; /* owned; NULL until it is needed */
     const char *config;
@@ -27,7 +27,22 @@ struct ctl {
     long long timeout_ms;
     long long bits;
     long long limit;
+    json_t *values; /* owned: of the options with a value that only some commands have, by name */
+    int fd;         /* to the server, kept from call to call; -1: none */
 };
+
+struct command {
+    const char *words;   /* "org add" */
+    const char *args;    /* for help: "NAME" */
+    int min, max;        /* how many arguments */
+    const char *options; /* the letters of those that only some commands have */
+    const char *help;
+    int (*run)(struct ctl *ctl, int argc, char **argv);
+};
+/* The commands of other files, each list ended by NULL words; kmsctl_main.c has the list of lists.
+ */
+extern const struct command control_commands[]; /* kmsctl_control.c */
+extern const struct command explain_commands[]; /* kmsctl_explain.c */
 
 /* One line on standard error, "kmsctl: ...". */
 void complain(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
@@ -39,8 +54,17 @@ void print_json(const json_t *v);
  * complaining.
  */
 int ask(struct ctl *ctl, const char *method, json_t *params, json_t **result);
+/* The same, but what the server refuses is not complained of: EXIT_REFUSED with *error set (the
+ * caller's) instead of *result. */
+int ask_quietly(struct ctl *ctl, const char *method, json_t *params, json_t **result,
+                json_t **error);
+/* Complains of it. */
+void tell_error(const struct ctl *ctl, const char *method, const json_t *error);
 /* And shows what comes back, as a table or as JSON. */
 int ask_and_show(struct ctl *ctl, const char *method, json_t *params);
+
+/* A key or resource by its id or its whole URI: the id. */
+const char *last_part(const char *uri);
 
 /* kmsctl_audit.c */
 int run_audit_key(struct ctl *ctl, int argc, char **argv);

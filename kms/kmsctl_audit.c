@@ -17,6 +17,7 @@
 #include "kms/audit_dir.h"
 #include "kms/audit_verify.h"
 #include "kms/kmsctl.h"
+#include "kms/kmsctl_log.h"
 #include "kms/table.h"
 #include "proto/b64.h"
 #include "proto/buf.h"
@@ -51,6 +52,9 @@ struct remote {
     json_t *notes; /* owned */
     size_t next_note;
     json_int_t notes_after;
+    unsigned char tile[MERKLE_TILE][MERKLE_LEN]; /* for proofs: the last one */
+    unsigned tile_n, tile_level;                 /* tile_n: hashes in it; 0: none */
+    uint64_t tile_index;
 };
 
 /* --- a log of a server --- */
@@ -295,24 +299,21 @@ remote_next_checkpoint(void *ctx, struct buf *out)
 static int
 remote_node(void *ctx, unsigned level, uint64_t index, unsigned char out[MERKLE_LEN])
 {
-    static unsigned char tile[MERKLE_TILE][MERKLE_LEN];
-    static unsigned tile_level = UINT32_MAX, n;
-    static uint64_t tile_index;
     struct remote *m = ctx;
     int r;
 
-    if (tile_level != level || tile_index != index / MERKLE_TILE) {
-        tile_level = UINT32_MAX;
+    if (m->tile_n == 0 || m->tile_level != level || m->tile_index != index / MERKLE_TILE) {
+        m->tile_n = 0;
         if ((r = remote_tile(m, level, index / MERKLE_TILE,
                              merkle_tile_width(level, index / MERKLE_TILE, m->checkpoint.size),
-                             tile, &n)) != KMS_OK)
+                             m->tile, &m->tile_n)) != KMS_OK)
             return r;
-        tile_level = level;
-        tile_index = index / MERKLE_TILE;
+        m->tile_level = level;
+        m->tile_index = index / MERKLE_TILE;
     }
-    if (index % MERKLE_TILE >= n)
+    if (index % MERKLE_TILE >= m->tile_n)
         return KMS_ERR_NOT_FOUND;
-    memcpy(out, tile[index % MERKLE_TILE], MERKLE_LEN);
+    memcpy(out, m->tile[index % MERKLE_TILE], MERKLE_LEN);
     return KMS_OK;
 }
 
@@ -436,60 +437,98 @@ out:
 /* --- prove --- */
 
 int
-run_audit_prove(struct ctl *ctl, int argc, char **argv)
+log_open(struct remote **log, struct ctl *ctl, const char *org)
+{
+    int status = EXIT_REFUSED;
+
+    if ((*log = calloc(1, sizeof(**log))) == NULL) {
+        complain("out of memory");
+        return status;
+    }
+    if ((status = remote_open(*log, ctl, org)) != 0) {
+        free(*log);
+        *log = NULL;
+        return status;
+    }
+    (*log)->one = true;
+    return 0;
+}
+
+void
+log_close(struct remote *log)
+{
+    if (log == NULL)
+        return;
+    remote_close(log);
+    free(log);
+}
+
+const char *
+log_note(const struct remote *log)
+{
+    return log->note;
+}
+
+uint64_t
+log_size(const struct remote *log)
+{
+    return log->checkpoint.size;
+}
+
+int
+log_prove(struct remote *log, json_int_t entry, uint64_t *index, struct buf *text)
 {
     unsigned char proof[MERKLE_PROOF_MAX][MERKLE_LEN], hash[MERKLE_LEN];
-    struct buf text = BUF_INIT;
-    struct remote m;
     const char *leaf;
+    size_t n = 0;
+    int r;
+
+    if ((r = find_entry(log, entry, index, &leaf)) != KMS_OK)
+        return remote_failed(log, r);
+    if (*index >= log->checkpoint.size) {
+        complain("no checkpoint has this entry yet; try again in a few seconds");
+        return EXIT_REFUSED;
+    }
+    if ((r = merkle_leaf(hash, leaf, strlen(leaf))) != KMS_OK ||
+        (r = merkle_prove_inclusion(proof, &n, *index, log->checkpoint.size, remote_node, log)) !=
+            KMS_OK ||
+        (r = merkle_check_inclusion(hash, *index, log->checkpoint.size, proof, n,
+                                    log->checkpoint.root)) != KMS_OK) {
+        if (r != KMS_ERR_CRYPTO)
+            return remote_failed(log, r);
+        complain("the log in the database does not prove this entry; see kmsctl audit check");
+        return EXIT_REFUSED;
+    }
+    r = buf_puts(text, PROOF_HEAD "extra ");
+    if (r == KMS_OK)
+        r = b64_put(text, leaf, strlen(leaf));
+    if (r == KMS_OK)
+        r = buf_putf(text, "\nindex %" PRIu64 "\n", *index);
+    for (size_t i = 0; i < n && r == KMS_OK; i++) {
+        if ((r = b64_put(text, proof[i], MERKLE_LEN)) == KMS_OK)
+            r = buf_putc(text, '\n');
+    }
+    if (r == KMS_OK && (r = buf_putc(text, '\n')) == KMS_OK)
+        r = buf_puts(text, log->note);
+    return r == KMS_OK ? 0 : remote_failed(log, r);
+}
+
+int
+run_audit_prove(struct ctl *ctl, int argc, char **argv)
+{
+    struct buf text = BUF_INIT;
+    struct remote *log;
     json_int_t entry;
     uint64_t index;
-    size_t n = 0;
-    int status, r;
+    int status;
     FILE *f = stdout;
 
     if (!parse_entry(argv[0], &entry))
         return EXIT_USAGE;
-    if ((status = remote_open(&m, ctl, argc > 1 ? argv[1] : NULL)) != 0)
+    if ((status = log_open(&log, ctl, argc > 1 ? argv[1] : NULL)) != 0)
         return status;
-    m.one = true;
-    if ((r = find_entry(&m, entry, &index, &leaf)) != KMS_OK) {
-        status = remote_failed(&m, r);
+    if ((status = log_prove(log, entry, &index, &text)) != 0)
         goto out;
-    }
-    if (index >= m.checkpoint.size) {
-        complain("no checkpoint has this entry yet; try again in a few seconds");
-        status = EXIT_REFUSED;
-        goto out;
-    }
-    if ((r = merkle_leaf(hash, leaf, strlen(leaf))) != KMS_OK ||
-        (r = merkle_prove_inclusion(proof, &n, index, m.checkpoint.size, remote_node, &m)) !=
-            KMS_OK ||
-        (r = merkle_check_inclusion(hash, index, m.checkpoint.size, proof, n, m.checkpoint.root)) !=
-            KMS_OK) {
-        if (r == KMS_ERR_CRYPTO) {
-            complain("the log in the database does not prove this entry; see kmsctl audit check");
-            status = EXIT_REFUSED;
-        } else {
-            status = remote_failed(&m, r);
-        }
-        goto out;
-    }
-    r = buf_puts(&text, PROOF_HEAD "extra ");
-    if (r == KMS_OK)
-        r = b64_put(&text, leaf, strlen(leaf));
-    if (r == KMS_OK)
-        r = buf_putf(&text, "\nindex %" PRIu64 "\n", index);
-    for (size_t i = 0; i < n && r == KMS_OK; i++) {
-        if ((r = b64_put(&text, proof[i], MERKLE_LEN)) == KMS_OK)
-            r = buf_putc(&text, '\n');
-    }
-    if (r == KMS_OK && (r = buf_putc(&text, '\n')) == KMS_OK)
-        r = buf_puts(&text, m.note);
-    if (r != KMS_OK) {
-        status = remote_failed(&m, r);
-        goto out;
-    }
     if (ctl->out != NULL && (f = fopen(ctl->out, "we")) == NULL) {
         complain("cannot write %s: %s", ctl->out, strerror(errno));
         status = EXIT_REFUSED;
@@ -497,7 +536,7 @@ run_audit_prove(struct ctl *ctl, int argc, char **argv)
     }
     if (ctl->json) {
         json_t *o = json_pack("{s:I, s:I, s:I, s:s}", "entry", entry, "index", (json_int_t)index,
-                              "size", (json_int_t)m.checkpoint.size, "proof", buf_str(&text));
+                              "size", (json_int_t)log_size(log), "proof", buf_str(&text));
 
         json_dumpf(o, f, JSON_COMPACT);
         fputc('\n', f);
@@ -511,7 +550,7 @@ run_audit_prove(struct ctl *ctl, int argc, char **argv)
     }
 out:
     buf_release(&text);
-    remote_close(&m);
+    log_close(log);
     return status;
 }
 

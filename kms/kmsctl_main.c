@@ -39,15 +39,6 @@
 #define ANSWER_MAX  (64 * 1024 * 1024)
 #define FOLLOW_MS   1000
 
-struct command {
-    const char *words;   /* "org add" */
-    const char *args;    /* for help: "NAME" */
-    int min, max;        /* how many arguments */
-    const char *options; /* the letters of those that only some commands have */
-    const char *help;
-    int (*run)(struct ctl *ctl, int argc, char **argv);
-};
-
 void
 complain(const char *fmt, ...)
 {
@@ -72,17 +63,22 @@ print_json(const json_t *v)
 /* Of the configuration only this section: an administrator need not be able to read the daemon's
  * keys. */
 struct admin_section {
-    char *socket, *group, *operators;
+    char *socket, *group, *operators, *officers, *auditors;
+    long long approvals;
 };
 static const struct conf_setting admin_settings[] = {
     {"admin", "socket", CONF_PATH, offsetof(struct admin_section, socket), "/run/kms/admin.sock", 0,
      0, ""},
     {"admin", "group", CONF_STRING, offsetof(struct admin_section, group), "", 0, 0, ""},
     {"admin", "operators", CONF_LIST, offsetof(struct admin_section, operators), "", 0, 0, ""},
+    {"admin", "officers", CONF_LIST, offsetof(struct admin_section, officers), "", 0, 0, ""},
+    {"admin", "auditors", CONF_LIST, offsetof(struct admin_section, auditors), "", 0, 0, ""},
+    {"admin", "approvals", CONF_INT, offsetof(struct admin_section, approvals), "2", 1, 10, ""},
 };
-static const char *const other_sections[] = {"kms",       "tls",    "audit", "metrics",
-                                             "database",  "hsm",    "token", "hsmd",
-                                             "lifetimes", "limits", "log",   NULL};
+#define ADMIN_SETTINGS (sizeof(admin_settings) / sizeof(admin_settings[0]))
+static const char *const other_sections[] = {"kms",      "tls", "services", "audit", "metrics",
+                                             "database", "hsm", "token",    "hsmd",  "lifetimes",
+                                             "limits",   "log", NULL};
 
 static void
 conf_complain(void *ctx, const char *text)
@@ -107,10 +103,11 @@ find_socket(struct ctl *ctl)
     } else if (ctl->config == NULL && access(path, R_OK) != 0) {
         ctl->socket = strdup(admin_settings[0].def);
     } else {
-        r = conf_read(&s, sizeof(s), admin_settings, 3, other_sections, path, conf_complain, NULL);
+        r = conf_read(&s, sizeof(s), admin_settings, ADMIN_SETTINGS, other_sections, path,
+                      conf_complain, NULL);
         if (r == KMS_OK)
             ctl->socket = strdup(s.socket);
-        conf_release(&s, admin_settings, 3);
+        conf_release(&s, admin_settings, ADMIN_SETTINGS);
         if (r != KMS_OK)
             return EXIT_USAGE;
     }
@@ -205,7 +202,7 @@ exchange(int fd, const char *line, size_t len, int64_t deadline, struct buf *ans
 }
 
 /* Tells an error of the server's, for people and, with --json, for programs. */
-static void
+void
 tell_error(const struct ctl *ctl, const char *method, const json_t *error)
 {
     const char *why = json_string_value(json_object_get(error, "message"));
@@ -221,20 +218,20 @@ tell_error(const struct ctl *ctl, const char *method, const json_t *error)
 }
 
 /*
- * Calls a method; takes params over.  0 and *result is the caller's; else an exit status, after
- * complaining.  When the connection breaks the call is sent once more: its op makes that safe.
+ * When the connection breaks the call is sent once more: its op makes that safe.  The connection is
+ * kept, since the server takes a connection's calls for pages of one log as one reading of it.
  */
 int
-ask(struct ctl *ctl, const char *method, json_t *params, json_t **result)
+ask_quietly(struct ctl *ctl, const char *method, json_t *params, json_t **result, json_t **error)
 {
     int64_t deadline = now_ms() + ctl->timeout_ms;
     struct buf answer = BUF_INIT, line = BUF_INIT;
     char op[UUID_TEXT + 1];
     struct uuid id;
-    json_t *call = NULL, *reply = NULL, *error;
-    int r = KMS_ERR_NOMEM, fd, status = EXIT_REFUSED;
+    json_t *call = NULL, *reply = NULL;
+    int r = KMS_ERR_NOMEM, status = EXIT_REFUSED;
 
-    *result = NULL;
+    *result = *error = NULL;
     if (ctl->socket == NULL && (status = find_socket(ctl)) != 0) {
         json_decref(params);
         return status;
@@ -253,13 +250,16 @@ ask(struct ctl *ctl, const char *method, json_t *params, json_t **result)
         (r = buf_putc(&line, '\n')) != KMS_OK)
         goto out;
     for (int attempt = 0; attempt < 2; attempt++) {
-        if ((fd = dial(ctl)) < 0) {
+        if (ctl->fd < 0 && (ctl->fd = dial(ctl)) < 0) {
             status = EXIT_UNREACHABLE;
             goto complained;
         }
         buf_reset(&answer);
-        r = exchange(fd, buf_str(&line), line.len, deadline, &answer);
-        close(fd);
+        r = exchange(ctl->fd, buf_str(&line), line.len, deadline, &answer);
+        if (r == KMS_OK)
+            break;
+        close(ctl->fd);
+        ctl->fd = -1;
         if (r != KMS_ERR_UNAVAILABLE)
             break;
     }
@@ -274,22 +274,32 @@ ask(struct ctl *ctl, const char *method, json_t *params, json_t **result)
         r = kms_json_parse(&reply, buf_str(&answer), answer.len);
     if (r != KMS_OK)
         goto out;
-    error = json_object_get(reply, "error");
-    if (error != NULL) {
-        tell_error(ctl, method, error);
-        goto complained;
+    *error = json_incref(json_object_get(reply, "error"));
+    if (*error == NULL) {
+        *result = json_incref(json_object_get(reply, "result"));
+        status = EXIT_OK;
     }
-    *result = json_incref(json_object_get(reply, "result"));
-    status = EXIT_OK;
+    goto complained;
 out:
-    if (status != EXIT_OK)
-        complain("%s: %s", method, kms_strerror(r));
+    complain("%s: %s", method, kms_strerror(r));
 complained:
     buf_release(&answer);
     buf_release(&line);
     json_decref(call);
     json_decref(reply);
     json_decref(params);
+    return status;
+}
+
+int
+ask(struct ctl *ctl, const char *method, json_t *params, json_t **result)
+{
+    json_t *error;
+    int status = ask_quietly(ctl, method, params, result, &error);
+
+    if (error != NULL)
+        tell_error(ctl, method, error);
+    json_decref(error);
     return status;
 }
 
@@ -493,8 +503,7 @@ run_org_resume(struct ctl *ctl, int argc, char **argv)
     return ask_and_show(ctl, "org.resume", json_pack("{s:s}", "name", argv[0]));
 }
 
-/* A key or resource by its id or its whole URI. */
-static const char *
+const char *
 last_part(const char *uri)
 {
     const char *slash = strrchr(uri, '/');
@@ -717,8 +726,27 @@ static const struct option options[] = {
     {"key", required_argument, NULL, 'k'},
     {"checkpoint", required_argument, NULL, 'c'},
     {"out", required_argument, NULL, 'o'},
+    {"identity", required_argument, NULL, 'i'},
+    {"purpose", required_argument, NULL, 'p'},
+    {"org", required_argument, NULL, 'g'},
+    {"kind", required_argument, NULL, 'y'},
+    {"rate", required_argument, NULL, 'r'},
+    {"breadth", required_argument, NULL, 'B'},
+    {"public-key", required_argument, NULL, 'P'},
+    {"custodian", required_argument, NULL, 'C'},
+    {"from", required_argument, NULL, 'F'},
+    {"to", required_argument, NULL, 'T'},
+    {"expires", required_argument, NULL, 'E'},
+    {"sealed-until", required_argument, NULL, 'S'},
+    {"hash", required_argument, NULL, 'H'},
+    {"why", required_argument, NULL, 'w'},
+    {"state", required_argument, NULL, 't'},
+    {"issuer", required_argument, NULL, 'I'},
+    {"note", required_argument, NULL, 'N'},
     {NULL, 0, NULL, 0},
 };
+/* Those whose values are only collected, for the commands to read. */
+#define COLLECTED "ipgyrBPCFTESHwtIN"
 
 static const struct {
     char letter;
@@ -734,9 +762,29 @@ static const struct {
     {'k', "  --key KEY      the log's verifier key (kmsctl audit key), or a file with it"},
     {'c', "  --checkpoint FILE  one that was kept elsewhere: the log must continue it"},
     {'o', "  --out FILE     where to write it; default: standard output"},
+    {'i', "  --identity URI the SAN URI of the service's certificates"},
+    {'p', "  --purpose P    indexing, dlp, ediscovery, archival, transcoding; several: P,P"},
+    {'g', "  --org NAME     an organisation that it may see; several: NAME,NAME"},
+    {'C', "  --custodian U  a user whose resources are covered; several: U,U"},
+    {'y',
+     "  --kind K       space, meeting, file, whiteboard, calendar; several: K,K (default all)"},
+    {'r', "  --rate N       requests a second (default 100; 0: no limit)"},
+    {'B', "  --breadth N    distinct resources an hour (default 1000; 0: no limit)"},
+    {'P',
+     "  --public-key FILE  it gets keys only encrypted to this: a public JWK, or PEM of a public\n"
+     "                 key or certificate; \"none\" ends that"},
+    {'F', "  --from TIME    keys bound from then on: 2026-01-31, or 2026-01-31T08:00:00Z"},
+    {'T', "  --to TIME      keys bound before then"},
+    {'E', "  --expires TIME when it ends: a time, or from now: 12h, 90d"},
+    {'S', "  --sealed-until TIME  until then receipts do not show what was released under it"},
+    {'H', "  --hash HASH    approve only the report with this hash"},
+    {'w', "  --why TEXT     the reason, for the log"},
+    {'t', "  --state STATE  only those in that state"},
+    {'I', "  --issuer HEX   SHA-256 of the issuer's name in DER; default: whoever issued it"},
+    {'N', "  --note TEXT    what the alarm says"},
 };
 
-static const struct command commands[] = {
+static const struct command main_commands[] = {
     {"status", "", 0, 0, "", "is the server fit to serve, and what is it doing", run_status},
     {"database migrate", "", 0, 0, "u", "make or upgrade the schema; needs no running server",
      run_database_migrate},
@@ -776,14 +824,41 @@ static const struct command commands[] = {
     {"config check", "[FILE]", 0, 1, "", "tell everything that is wrong in a configuration",
      run_config_check},
     {"completion bash", "", 0, 0, "", "print a completion script for bash", run_completion},
+    {NULL, NULL, 0, 0, NULL, NULL, NULL},
 };
-#define COMMANDS (sizeof(commands) / sizeof(commands[0]))
+static const struct command *const command_lists[] = {main_commands, control_commands, explain_commands};
+
+/* All of them; those with the same first word stand together. */
+#define COMMANDS_MAX 128
+static struct command commands[COMMANDS_MAX];
+static size_t n_commands;
 
 /* The first word, for the first command that has it. */
 static size_t
 first_word(const char *words)
 {
     return strcspn(words, " ");
+}
+
+static void
+gather_commands(void)
+{
+    for (size_t l = 0; l < sizeof(command_lists) / sizeof(command_lists[0]); l++) {
+        for (const struct command *c = command_lists[l]; c->words != NULL; c++) {
+            size_t n = first_word(c->words), at = n_commands;
+
+            if (n_commands == COMMANDS_MAX)
+                abort();
+            while (at > 0 && (first_word(commands[at - 1].words) != n ||
+                              strncmp(commands[at - 1].words, c->words, n) != 0))
+                at--;
+            if (at == 0)
+                at = n_commands; /* the first of its group */
+            memmove(&commands[at + 1], &commands[at], (n_commands - at) * sizeof(*c));
+            commands[at] = *c;
+            n_commands++;
+        }
+    }
 }
 
 static bool
@@ -823,12 +898,12 @@ run_completion(struct ctl *ctl, int argc, char **argv)
           "    case $words in\n"
           "    \"\") set --",
           stdout);
-    for (size_t i = 0; i < COMMANDS; i++) {
+    for (size_t i = 0; i < n_commands; i++) {
         if (is_new_group(i))
             printf(" %.*s", (int)first_word(commands[i].words), commands[i].words);
     }
     puts(" ;;");
-    for (size_t i = 0; i < COMMANDS; i++) {
+    for (size_t i = 0; i < n_commands; i++) {
         size_t n = first_word(commands[i].words);
 
         if (commands[i].words[n] == '\0')
@@ -836,7 +911,7 @@ run_completion(struct ctl *ctl, int argc, char **argv)
         if (is_new_group(i))
             printf("    %.*s) set --", (int)n, commands[i].words);
         printf(" %s", commands[i].words + n + 1);
-        if (i + 1 == COMMANDS || is_new_group(i + 1))
+        if (i + 1 == n_commands || is_new_group(i + 1))
             puts(" ;;");
     }
     puts("    \"log level\") set -- error warn info debug ;;\n"
@@ -851,12 +926,19 @@ run_completion(struct ctl *ctl, int argc, char **argv)
 static void
 print_help(FILE *out)
 {
+    int width = 0;
+
+    for (size_t i = 0; i < n_commands; i++) {
+        int n = (int)(strlen(commands[i].words) + 1 + strlen(commands[i].args));
+
+        width = n > width ? n : width;
+    }
     fputs("usage: kmsctl [OPTION...] COMMAND\n\n", out);
-    for (size_t i = 0; i < COMMANDS; i++) {
+    for (size_t i = 0; i < n_commands; i++) {
         char line[64];
 
         snprintf(line, sizeof(line), "%s %s", commands[i].words, commands[i].args);
-        fprintf(out, "  %-21s %s\n", line, commands[i].help);
+        fprintf(out, "  %-*s %s\n", width, line, commands[i].help);
     }
     fputs("\n"
           "  --socket PATH  the admin socket; default: KMS_ADMIN_SOCKET, else what the\n"
@@ -889,7 +971,7 @@ print_command_help(const struct command *c)
 static const struct command *
 find_command(int argc, char **argv, int *used)
 {
-    for (size_t i = 0; i < COMMANDS; i++) {
+    for (size_t i = 0; i < n_commands; i++) {
         const char *words = commands[i].words;
         size_t n = first_word(words);
 
@@ -915,15 +997,30 @@ parse_number(const char *text, long long min, long long max, long long *out)
     return errno == 0 && end != text && *end == '\0' && *out >= min && *out <= max;
 }
 
+/* Another value of an option.  False: complained. */
+static bool
+collect(struct ctl *ctl, const char *name, const char *value)
+{
+    json_t *all = json_object_get(ctl->values, name);
+
+    if (all == NULL)
+        json_object_set_new(ctl->values, name, all = json_array());
+    if (json_array_append_new(all, json_string(value)) != 0) {
+        complain("--%s: what is given is no text in UTF-8", name);
+        return false;
+    }
+    return true;
+}
+
 /* Options may stand anywhere.  given: the letters of the command's own ones.  False: complained. */
 static bool
 parse_options(struct ctl *ctl, int argc, char **argv, bool *help, char *given)
 {
     struct uuid id;
     long long n;
-    int opt;
+    int opt, at = 0;
 
-    while ((opt = getopt_long(argc, argv, "hj", options, NULL)) != -1) {
+    while ((opt = getopt_long(argc, argv, "hj", options, &at)) != -1) {
         switch (opt) {
         case OPT_SOCKET:
             free(ctl->socket);
@@ -989,9 +1086,12 @@ parse_options(struct ctl *ctl, int argc, char **argv, bool *help, char *given)
             ctl->out = optarg;
             break;
         default:
-            return false; /* getopt has complained */
+            if (opt > 'z' || strchr(COLLECTED, opt) == NULL)
+                return false; /* getopt has complained */
+            if (!collect(ctl, options[at].name, optarg))
+                return false;
         }
-        if (strchr("usbxnfkco", opt) != NULL)
+        if (opt != 'j' && opt != 'h' && opt <= 'z')
             given[strlen(given)] = (char)opt;
     }
     return true;
@@ -1000,13 +1100,15 @@ parse_options(struct ctl *ctl, int argc, char **argv, bool *help, char *given)
 int
 main(int argc, char **argv)
 {
-    struct ctl ctl = {.timeout_ms = 30000, .bits = 3072, .limit = 20};
+    struct ctl ctl = {.timeout_ms = 30000, .bits = 3072, .limit = 20, .fd = -1};
     const struct command *c;
     char *given = calloc((size_t)argc + 1, 1);
     bool help = false;
     int used = 0, status = EXIT_USAGE;
 
     kms_json_init();
+    gather_commands();
+    ctl.values = json_object();
     if (given == NULL || !parse_options(&ctl, argc, argv, &help, given))
         goto out;
     argc -= optind;
@@ -1045,6 +1147,9 @@ main(int argc, char **argv)
         status = EXIT_REFUSED;
     }
 out:
+    if (ctl.fd >= 0)
+        close(ctl.fd);
+    json_decref(ctl.values);
     free(ctl.socket);
     free(given);
     return status;

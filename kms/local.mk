@@ -15,6 +15,7 @@ kms_kmsd_SOURCES = \
 	kms/rate.c kms/rate.h \
 	kms/refusal.c kms/refusal.h \
 	kms/req.c kms/req.h \
+	kms/service.c kms/service.h \
 	kms/shared.c kms/shared.h \
 	kms/state.c kms/state.h \
 	kms/waiters.c kms/waiters.h \

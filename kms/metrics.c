@@ -15,6 +15,8 @@
 #include <unistd.h>
 
 #include "hsm/hsm.h"
+#include "kms/audit.h"
+#include "kms/canary.h"
 #include "kms/config.h"
 #include "kms/db.h"
 #include "kms/keeper.h"
@@ -154,6 +156,7 @@ static void
 put_keeper(struct buf *out, struct keeper *k)
 {
     const struct sweeper *s = &k->sweeper;
+    uint64_t canaries;
 
     single(out, "ready", "gauge", "1 while this node is fit to serve (/readyz says why not).",
            keeper_ready(k, NULL, NULL));
@@ -185,6 +188,10 @@ put_keeper(struct buf *out, struct keeper *k)
     buf_putf(out, "kms_swept_total{what=\"keys\"} %" PRIu64 "\n", s->keys);
     single(out, "wrapping_keys_replaced_total", "counter",
            "Wrapping keys made because one was due.", (double)k->rotations);
+    if (canary_total(audit_canary(k->audit), &canaries))
+        single(out, "canary_retrievals_total", "counter",
+               "Releases of keys of canaries, ever; shown by the keeper that sequences the log.",
+               (double)canaries);
     single(out, "wrapping_key_failures_total", "counter", "Wrapping keys that could not be made.",
            (double)k->rotation_failures);
 }
@@ -228,7 +235,7 @@ page_metrics(struct keeper *k, struct buf *out)
 
 static void
 on_request(void *ctx, uint64_t conn, const struct http_request *http, const char *body,
-           size_t body_len, const char *peer, X509 *certificate)
+           size_t body_len, const char *peer, STACK_OF(X509) * chain)
 {
     struct metrics *m = ctx;
     struct buf out = BUF_INIT;

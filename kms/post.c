@@ -10,6 +10,7 @@
 #include "hsm/log.h"
 #include "kms/rate.h"
 #include "kms/refusal.h"
+#include "kms/service.h"
 #include "kms/web.h"
 #include "kms/worker.h"
 #include "proto/body.h"
@@ -23,7 +24,7 @@ struct post {
     struct post *hash_next;
     uint64_t id;
     uint64_t conn; /* where its answer goes; the client may have left */
-    char peer[64];
+    struct peer peer;
     unsigned n, left;
     unsigned unavailable;
     bool unknown;
@@ -49,6 +50,7 @@ post_free(struct post *p)
     for (i = 0; i < p->n; i++)
         buf_release(&p->answers[i]);
     free(p->answers);
+    X509_free(p->peer.leaf);
     free(p);
 }
 
@@ -162,7 +164,7 @@ post_answer(struct worker *w, uint64_t post, unsigned index, enum req_outcome ou
 }
 
 static struct post *
-post_new(struct worker *w, uint64_t conn, unsigned n, const char *peer)
+post_new(struct worker *w, uint64_t conn, unsigned n, const struct peer *peer)
 {
     struct post *p = calloc(1, sizeof(*p));
 
@@ -172,8 +174,12 @@ post_new(struct worker *w, uint64_t conn, unsigned n, const char *peer)
     p->n = n;
     p->left = n + 1;
     p->conn = conn;
-    strncpy(p->peer, peer, sizeof(p->peer) - 1);
+    p->peer = *peer;
+    /* What services_of_chain gave lives in the leaf, and the client may leave. */
+    if (p->peer.leaf != NULL)
+        X509_up_ref(p->peer.leaf);
     if ((p->answers = calloc(n, sizeof(*p->answers))) == NULL) {
+        X509_free(p->peer.leaf);
         free(p);
         return NULL;
     }
@@ -186,7 +192,7 @@ post_new(struct worker *w, uint64_t conn, unsigned n, const char *peer)
 /* Starts every message; none has an effect before all of them are known to be strings of a right
  * size. */
 static void
-post_start(struct worker *w, uint64_t conn, const struct kms_body *body, const char *peer)
+post_start(struct worker *w, uint64_t conn, const struct kms_body *body, const struct peer *peer)
 {
     struct post *p;
     size_t i, len;
@@ -201,7 +207,7 @@ post_start(struct worker *w, uint64_t conn, const struct kms_body *body, const c
         if ((text = malloc(len + 1)) != NULL) {
             memcpy(text, body->messages[i].p, len);
             text[len] = '\0';
-            if (req_new(w, p->id, (unsigned)i, text, len, p->peer) == KMS_OK)
+            if (req_new(w, p->id, (unsigned)i, text, len, &p->peer) == KMS_OK)
                 continue;
             OPENSSL_clear_free(text, len + 1);
         }
@@ -213,7 +219,8 @@ post_start(struct worker *w, uint64_t conn, const struct kms_body *body, const c
 }
 
 static void
-post_messages(struct worker *w, uint64_t conn, const char *text, size_t len, const char *peer)
+post_messages(struct worker *w, uint64_t conn, const char *text, size_t len,
+              const struct peer *peer)
 {
     struct kms_body body;
     size_t i;
@@ -262,7 +269,7 @@ post_messages(struct worker *w, uint64_t conn, const char *text, size_t len, con
         buf_release(&empty);
         goto out;
     }
-    if (!rate_take(w->by_source, peer, (unsigned)body.n, now_us())) {
+    if (!rate_take(w->by_source, peer->address, (unsigned)body.n, now_us())) {
         count_add(CT_RATE_LIMITED, body.n);
         http_error(w, conn, 429, KMS_CODE_RATE, "too many messages from this address", 1);
         goto out;
@@ -278,7 +285,7 @@ out:
 
 void
 post_handle(void *ctx, uint64_t conn, const struct http_request *http, const char *body,
-            size_t body_len, const char *peer, X509 *certificate)
+            size_t body_len, const char *peer, STACK_OF(X509) * chain)
 {
     struct worker *w = ctx;
     struct http_slice path = http->path, rest;
@@ -294,10 +301,17 @@ post_handle(void *ctx, uint64_t conn, const struct http_request *http, const cha
     if (memchr(rest.p, '/', rest.len) != NULL) {
         http_error(w, conn, 404, KMS_CODE_NOT_FOUND, "no such endpoint", 0);
     } else if (http_is(rest, "messages")) {
-        if (post)
-            post_messages(w, conn, body, body_len, peer);
-        else
+        if (post) {
+            struct peer from = {.leaf = NULL};
+
+            strncpy(from.address, peer, sizeof(from.address) - 1);
+            from.cert = services_of_chain(w->services, chain, wall_ms(), &from.why);
+            if (from.cert != NULL)
+                from.leaf = sk_X509_value(chain, 0);
+            post_messages(w, conn, body, body_len, &from);
+        } else {
             http_error(w, conn, 405, 405001, "kms/messages takes POST", 0);
+        }
     } else if (get) {
         struct buf text = BUF_INIT;
 

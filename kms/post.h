@@ -19,7 +19,7 @@ void posts_free(struct posts *ps);
 
 /* kms/web.h's handler; ctx is the worker. */
 void post_handle(void *ctx, uint64_t conn, const struct http_request *http, const char *body,
-                 size_t body_len, const char *peer, X509 *certificate);
+                 size_t body_len, const char *peer, STACK_OF(X509) * chain);
 
 /* A message's answer: text is taken over (when outcome is REQ_ANSWERED).  The last one sends the
  * HTTP answer. */

@@ -206,10 +206,41 @@ build() {
     }
 }
 
+# --- the second officer: another user id that we can run kmsctl as ---
+
+choose_officer2() {
+    local gid subuid
+    gid=$(id -g)
+    officer2_uid=
+    if $root; then
+        officer2_uid=$(id -u nobody)
+        officer2_as="setpriv --reuid=$officer2_uid --regid=$(id -g nobody) --clear-groups"
+        officer2_note="# Runs kmsctl as nobody."
+        return
+    fi
+    # With our group he can reach the admin socket.
+    if sudo -n -u nobody -g "#$gid" true >/dev/null 2>&1; then
+        officer2_uid=$(id -u nobody)
+        # shellcheck disable=SC2016
+        officer2_as="sudo -n -u nobody -g '#$gid' env KMS_ADMIN_SOCKET=\"\$KMS_ADMIN_SOCKET\""
+        officer2_note="# Runs kmsctl as nobody, by sudo."
+        return
+    fi
+    subuid=$(sed -n "s/^$(id -un):\([0-9]*\):[1-9].*/\1/p" /etc/subuid 2>/dev/null | head -n 1)
+    officer2_as="unshare --map-users=$subuid,0,1 --map-groups=$gid,0,1 --setuid 0"
+    # shellcheck disable=SC2086
+    if [ -n "$subuid" ] && $officer2_as true >/dev/null 2>&1; then
+        officer2_uid=$subuid
+        officer2_note="# Runs kmsctl as $subuid, one of our subordinate user ids."
+        return
+    fi
+    officer2_note="# No other user id could be had here (root, sudo, newuidmap): it is the first officer, and one is enough."
+}
+
 # --- the places, chosen once and then kept ---
 
-# Sockets have short paths (107 bytes) and, as root, must be reachable by the user that PostgreSQL runs as and by the second
-# officer; where DIR is not fit for that they go below /tmp.
+# Sockets have short paths (107 bytes) and must be reachable by the second officer and, as root, by the user that PostgreSQL
+# runs as; where DIR is not fit for that they go below /tmp.
 choose_places() {
     local fit=true
     if [ -s "$dir/places" ]; then
@@ -220,7 +251,7 @@ choose_places() {
         fi
         [ -e "$outside" ] || [ ! -e "$dir/initialised" ] || die "$outside is gone, and with it the database; remove $dir"
     fi
-    if $root; then
+    if [ -n "$officer2_uid" ]; then
         chmod 711 "$dir"
         traversable "$dir" || fit=false
     fi
@@ -232,7 +263,7 @@ choose_places() {
     fi
     $fit || outside=$(mktemp -d /var/tmp/kms-quickstart-XXXXXX)
     mkdir -p "$run" "$outside"
-    $root && chmod 711 "$run" "$outside"
+    [ -z "$officer2_uid" ] || chmod 711 "$run" "$outside"
     printf 'run=%s\noutside=%s\n' "$run" "$outside" | write "$dir/places"
 }
 
@@ -401,10 +432,14 @@ make_static_certificate() {
 # --- configuration ---
 
 make_config() {
-    local group='' operators=''
-    if $root; then
-        group=$(id -gn nobody)
-        operators=nobody
+    local group='' approvals=2 officers
+    officers=$(id -u)
+    if $root; then group=$(id -gn nobody); fi
+    if [ -n "$officer2_uid" ]; then
+        officers="$officers $officer2_uid"
+    else
+        # There is nobody else here who could agree.
+        approvals=1
     fi
     write "$dir/kms.conf" <<END
 # Made by quickstart.sh, each time anew; kms.conf(5) explains every setting.
@@ -418,12 +453,16 @@ static_certificate = $dir/pki/static.pem
 [tls]
 certificate = $dir/pki/tls.pem
 key = $dir/pki/tls.key
-client_ca = $dir/pki/service-ca.pem
+
+[services]
+ca = $dir/pki/service-ca.pem
 
 [admin]
 socket = $admin_socket
 group = $group
-operators = $operators
+officers = $officers
+auditors = $(id -u)
+approvals = $approvals
 
 [metrics]
 listen = 127.0.0.1:$metrics_port
@@ -482,17 +521,13 @@ make_tools() {
     make_tool "$kmsctl" "$build_dir/kms/kmsctl"
     make_tool "$client" "$build_dir/kms/kms-client"
     officer2=$kmsctl
-    officer2_note="# Only root can run kmsctl as somebody else: here the second officer is the first one."
-    if $root; then
-        # The second officer needs a copy that he can reach.
-        cp "$build_dir/kms/kmsctl" "$run/kmsctl.new"
-        chmod 755 "$run/kmsctl.new"
-        mv "$run/kmsctl.new" "$run/kmsctl"
-        make_tool "$dir/bin/kmsctl-officer2" \
-            "setpriv --reuid=nobody --regid=$(id -gn nobody) --clear-groups $run/kmsctl"
-        officer2=$dir/bin/kmsctl-officer2
-        officer2_note="# Runs kmsctl as nobody."
-    fi
+    [ -n "$officer2_uid" ] || return 0
+    # The second officer needs a copy that he can reach.
+    cp "$build_dir/kms/kmsctl" "$run/kmsctl.new"
+    chmod 755 "$run/kmsctl.new"
+    mv "$run/kmsctl.new" "$run/kmsctl"
+    officer2=$dir/bin/kmsctl-officer2
+    make_tool "$officer2" "$officer2_as $run/kmsctl"
 }
 
 make_env() {
@@ -687,6 +722,122 @@ walk() {
     "$kmsctl" audit tail acme --limit 12 >"$dir/walk/audit" || failed "no log"
     shows <"$dir/walk/audit"
     grep -q 403001 "$dir/walk/audit" || failed "Bob's refusal is not in the log"
+
+    walk_service "$key" "$resource"
+    walk_log
+}
+
+# A scanner of the cloud service wants the key; two officers decide.  A name is never used again, so each walk has its own.
+walk_service() {
+    local key=$1 resource=$2 service identity approval other request pending status
+    service=dlp-scanner-$(date +%s)
+    identity=https://services.example/$service
+
+    tell "11. A service of the cloud, which looks for leaked data, gets a certificate of the services' CA."
+    say "It is not registered here, so it gets no further than that:"
+    make_service_certificate "$identity"
+    as_service channel open 2>"$dir/walk/refusal" && failed "an unknown service got a channel"
+    shows <"$dir/walk/refusal"
+    grep -q 403006 "$dir/walk/refusal" || failed "the unknown service was refused for another reason"
+
+    tell "12. An officer registers it, for data loss prevention (dlp) in spaces of acme. That opens something up, so it waits:"
+    officer1 service add "$service" --identity "$identity" --purpose dlp --org acme --kind space >"$dir/walk/approval" ||
+        failed "not registered"
+    shows <"$dir/walk/approval"
+    second_agrees "$dir/walk/approval"
+
+    tell "13. Now it has a channel, but acme lets nobody scan: the purpose dlp is off there, as all are at first."
+    as_service channel open | shows || failed "the service has no channel"
+    as_service key get "$key" --purpose dlp >"$dir/walk/scan" 2>"$dir/walk/refusal" && failed "dlp is off, and the service got a key"
+    shows <"$dir/walk/refusal"
+    grep -q 403005 "$dir/walk/refusal" || failed "the service was refused for another reason"
+
+    tell "14. Why? kmsctl tells, from the log and the present state:"
+    request=$("$kmsctl" --json audit tail acme --limit 5 | sed -n 's/.*"request":"\([^"]*\)".*/\1/p' | tail -n 1)
+    "$kmsctl" explain "$request" >"$dir/walk/explained" || failed "not explained"
+    shows <"$dir/walk/explained"
+
+    tell "15. The first officer asks for dlp to be turned on in acme. Nobody can agree to what he asked for himself."
+    officer1 purpose enable acme dlp >"$dir/walk/approval" || failed "the purpose could not be asked for"
+    pending=$(sed -n 's/^approval  *//p' "$dir/walk/approval")
+    status=0
+    if [ -n "$officer2_uid" ]; then
+        officer1 approvals approve "$pending" >"$dir/walk/own" 2>&1 || status=$?
+        shows <"$dir/walk/own"
+        [ "$status" -eq 1 ] || failed "an officer approved his own proposal"
+        say
+        say "The second one is shown what it touches, and agrees to just that:"
+        officer2 approvals show "$pending" | shows
+    fi
+    second_agrees "$dir/walk/approval"
+
+    tell "16. The same request as before, on the same channel, and the scanner is served. Purpose and service are on record."
+    as_service key get "$key" --purpose dlp >"$dir/walk/scan" || failed "the service got no key"
+    shows <"$dir/walk/scan"
+
+    tell "17. It gets keys for dlp, and for nothing else:"
+    as_service key get "$key" --purpose ediscovery >"$dir/walk/scan" 2>"$dir/walk/refusal" && failed "a purpose that was not agreed to"
+    shows <"$dir/walk/refusal"
+    say
+    say "Alice can see who has looked:"
+    as alice resource releases "$resource" >"$dir/walk/releases" || failed "no receipts"
+    shows <"$dir/walk/releases"
+    grep -q "$service" "$dir/walk/releases" || failed "the service is not among the receipts"
+}
+
+# Whoever owns the log could change it, but not without being found out.
+walk_log() {
+    local log=$dir/walk/log entry
+
+    tell "18. The log is a Merkle tree under signed checkpoints. It is exported, and verified with the public key alone:"
+    rm -rf "$log" "$log.changed"
+    "$kmsctl" audit key acme >"$dir/walk/acme.vkey" || failed "no key of the log"
+    wait_for 30 exported "$log" || failed "the log was not exported"
+    "$kmsctl" audit verify "$log" --key "$dir/walk/acme.vkey" >"$dir/walk/verified" || failed "the log is not intact"
+    shows <"$dir/walk/verified"
+
+    tell "19. Somebody changes one entry: the scanner's refusal becomes a release. The verifier says which:"
+    cp -R "$log" "$log.changed"
+    entry=$(grep -rlE '"verdict":403005' "$log.changed/tile/entries" | head -n 1)
+    [ -n "$entry" ] || failed "the refusal is not in the export"
+    sed -i 's/"verdict":403005/"verdict":000000/' "$entry"
+    if "$kmsctl" audit verify "$log.changed" --key "$dir/walk/acme.vkey" >"$dir/walk/verified" 2>&1; then
+        failed "nobody noticed"
+    fi
+    shows <"$dir/walk/verified"
+}
+
+officer1() { "$kmsctl" "$@"; }
+officer2() { "$officer2" "$@"; }
+
+# second_agrees FILE: FILE is what the proposal printed.  Where one officer is enough, it is done already.
+second_agrees() {
+    local id
+    [ -n "$officer2_uid" ] || return 0
+    id=$(sed -n 's/^approval  *//p' "$1")
+    say
+    say "The second officer agrees:"
+    officer2 approvals approve "$id" >"$dir/walk/agreed" || failed "the second officer could not agree"
+    sed -n '/^state/p;/^done/p' "$dir/walk/agreed" | tail -n 1 | shows
+}
+
+exported() {
+    "$kmsctl" audit export "$1" acme >"$dir/walk/exported" 2>&1 && grep -rqE '"verdict":403005' "$1/tile/entries"
+}
+
+make_service_certificate() { # IDENTITY
+    openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout "$dir/walk/service.key" \
+        -subj "/CN=scanner" -out "$dir/walk/service.csr" 2>/dev/null &&
+        printf 'subjectAltName=URI:%s\nextendedKeyUsage=clientAuth\n' "$1" >"$dir/walk/service.ext" &&
+        openssl x509 -req -in "$dir/walk/service.csr" -CA "$dir/pki/service-ca.pem" -CAkey "$dir/pki/service-ca.key" \
+            -set_serial "0x$(openssl rand -hex 8)" -days 30 -extfile "$dir/walk/service.ext" \
+            -out "$dir/walk/service.pem" 2>/dev/null || failed "no certificate for the service"
+}
+
+# as_service COMMAND...: kms-client as the scanner, over mutual TLS.
+as_service() {
+    "$client" "$@" --cert "$dir/walk/service.pem" --key "$dir/walk/service.key" --state "$dir/walk/service.channel" \
+        --client-id scanner-1
 }
 
 summary() {
@@ -716,6 +867,7 @@ fi
 
 if [ "$mode" = stop ]; then
     [ -s "$dir/places" ] || die "there is no server in $dir"
+    choose_officer2
     choose_places
     set_names
     stop_all
@@ -724,6 +876,8 @@ if [ "$mode" = stop ]; then
 fi
 
 install_missing
+choose_officer2
+[ -n "$officer2_uid" ] || say "There is no second user id to be had here, so one officer decides alone (approvals = 1)."
 choose_places
 choose_ports
 set_names

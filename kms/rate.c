@@ -102,12 +102,18 @@ rate_set(struct rate *r, long long per_second)
 bool
 rate_take(struct rate *r, const char *name, unsigned n, int64_t now)
 {
+    return rate_take_of(r, name, r->per_second, n, now);
+}
+
+bool
+rate_take_of(struct rate *r, const char *name, long long per_second, unsigned n, int64_t now)
+{
     struct bucket *set, *b = NULL;
     uint64_t key;
-    int64_t full = (int64_t)r->per_second * 2 * 1000000, cost = (int64_t)n * 1000000;
+    int64_t full = (int64_t)per_second * 2 * 1000000, cost = (int64_t)n * 1000000;
     int i;
 
-    if (r->per_second <= 0)
+    if (per_second <= 0)
         return true;
     if ((key = siphash(r, name)) == 0)
         key = 1;
@@ -128,7 +134,7 @@ rate_take(struct rate *r, const char *name, unsigned n, int64_t now)
     if (now - b->used >= 2000000)
         b->left = full;
     else
-        b->left += (now - b->used) * r->per_second;
+        b->left += (now - b->used) * per_second;
     if (b->left > full)
         b->left = full;
     b->used = now;

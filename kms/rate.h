@@ -20,5 +20,8 @@ void rate_free(struct rate *r);
 void rate_set(struct rate *r, long long per_second);
 /* True: allowed, and n are taken. */
 bool rate_take(struct rate *r, const char *name, unsigned n, int64_t now_us);
+/* The same for names that have each their own: per_second instead of the table's. */
+bool rate_take_of(struct rate *r, const char *name, long long per_second, unsigned n,
+                  int64_t now_us);
 
 #endif

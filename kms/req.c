@@ -24,47 +24,67 @@
 #include "kms/post.h"
 #include "kms/rate.h"
 #include "kms/refusal.h"
+#include "kms/service.h"
 #include "kms/state.h"
 #include "kms/token.h"
 #include "kms/worker.h"
+#include "proto/b64.h"
 #include "proto/err.h"
 #include "proto/json.h"
 #include "proto/jwk.h"
 #include "proto/jws.h"
 #include "proto/kdf.h"
 
-#define STALE_TRIES 3
+#define STALE_TRIES  3
+#define ENCLOSE_TURN 16 /* keys enclosed to a service's key before others have their turn */
 
 enum step { STEP_NEXT, STEP_WAIT, STEP_DONE };
 
 typedef void write_fn(struct req *rq, struct answer *a);
 static write_fn write_channel, write_nothing, write_keys_created, write_key, write_keys,
-    write_resource, write_authorizations, write_removed;
+    write_resource, write_authorizations, write_removed, write_releases;
 
 /* What a request asks of the state, and what its success looks like. */
 static const struct op {
-    enum state_call call;
-    bool mints;   /* needs the organisation's wrapping key, and hsmd, before the call */
-    bool unwraps; /* the call releases keys */
-    bool bearers; /* the call may make anonymous authorisations */
+    enum state_call call;    /* for users; SC_NOTHING: it is not for them */
+    enum state_call service; /* for services; SC_NOTHING: likewise */
+    bool mints;              /* needs the organisation's wrapping key, and hsmd, before the call */
+    bool unwraps;            /* the call releases keys */
+    bool bearers;            /* the call may make anonymous authorisations */
     int status;
     write_fn *write;
 } ops[] = {
-    [OP_CHANNEL_CREATE] = {SC_CHANNEL_CREATE, true, false, false, 201, write_channel},
-    [OP_CHANNEL_DELETE] = {SC_CHANNEL_DELETE, false, false, false, 204, write_nothing},
-    [OP_PING] = {SC_CHANNELS_CHECK, false, false, false, 200, write_nothing},
-    [OP_KEYS_CREATE] = {SC_KEYS_CREATE, true, false, false, 201, write_keys_created},
-    [OP_KEY_BIND] = {SC_KEYS_BIND, false, true, false, 200, write_key},
-    [OP_KEY_GET] = {SC_KEYS_RELEASE, false, true, false, 200, write_key},
-    [OP_RESOURCE_CREATE] = {SC_RESOURCE_CREATE, false, false, true, 201, write_resource},
-    [OP_RESOURCE_GET] = {SC_RESOURCE_GET, false, false, false, 200, write_resource},
-    [OP_RESOURCE_KEYS] = {SC_RESOURCE_KEYS, false, true, false, 200, write_keys},
-    [OP_AUTHORIZATIONS_CREATE] = {SC_AUTHORIZATIONS_CREATE, false, false, true, 201,
+    [OP_CHANNEL_CREATE] = {SC_CHANNEL_CREATE, SC_SERVICE_CHANNEL_CREATE, true, false, false, 201,
+                           write_channel},
+    [OP_CHANNEL_DELETE] = {SC_CHANNEL_DELETE, SC_CHANNEL_DELETE, false, false, false, 204,
+                           write_nothing},
+    [OP_PING] = {SC_CHANNELS_CHECK, SC_CHANNELS_CHECK, false, false, false, 200, write_nothing},
+    [OP_KEYS_CREATE] = {SC_KEYS_CREATE, SC_NOTHING, true, false, false, 201, write_keys_created},
+    [OP_KEY_BIND] = {SC_KEYS_BIND, SC_NOTHING, false, true, false, 200, write_key},
+    [OP_KEY_GET] = {SC_KEYS_RELEASE, SC_SERVICE_RELEASE, false, true, false, 200, write_key},
+    [OP_RESOURCE_CREATE] = {SC_RESOURCE_CREATE, SC_NOTHING, false, false, true, 201,
+                            write_resource},
+    [OP_RESOURCE_GET] = {SC_RESOURCE_GET, SC_NOTHING, false, false, false, 200, write_resource},
+    [OP_RESOURCE_KEYS] = {SC_RESOURCE_KEYS, SC_SERVICE_RELEASE, false, true, false, 200,
+                          write_keys},
+    [OP_AUTHORIZATIONS_CREATE] = {SC_AUTHORIZATIONS_CREATE, SC_NOTHING, false, false, true, 201,
                                   write_authorizations},
-    [OP_AUTHORIZATIONS_LIST] = {SC_AUTHORIZATIONS_LIST, false, false, false, 200,
+    [OP_AUTHORIZATIONS_LIST] = {SC_AUTHORIZATIONS_LIST, SC_NOTHING, false, false, false, 200,
                                 write_authorizations},
-    [OP_AUTHORIZATION_DELETE] = {SC_AUTHORIZATIONS_DELETE, false, false, false, 200, write_removed},
+    [OP_AUTHORIZATION_DELETE] = {SC_AUTHORIZATIONS_DELETE, SC_NOTHING, false, false, false, 200,
+                                 write_removed},
+    [OP_RELEASES] = {SC_RESOURCE_RELEASES, SC_NOTHING, false, false, false, 200, write_releases},
+    [OP_PURPOSE_KEYS] = {SC_NOTHING, SC_SERVICE_RELEASE, false, true, false, 200, write_keys},
+    [OP_MATTER_KEYS] = {SC_NOTHING, SC_SERVICE_RELEASE, false, true, false, 200, write_keys},
 };
+
+static enum state_call
+call_of(const struct req *rq)
+{
+    const struct op *op = &ops[rq->msg.op];
+
+    return rq->kind == PRINCIPAL_SERVICE ? op->service : op->call;
+}
 
 /* --- life --- */
 
@@ -88,8 +108,14 @@ req_free(struct req *rq)
         secret_free(rq->released[i].secret);
         free(rq->released[i].user_id);
         free(rq->released[i].client_id);
+        buf_release(&rq->released[i].jwe);
     }
     free(rq->released);
+    free(rq->release.service);
+    free(rq->release.purpose);
+    free(rq->release.to_kid);
+    EVP_PKEY_free(rq->release.to);
+    free(rq->cert);
     for (i = 0; i < rq->n_bearers; i++)
         buf_release(&rq->bearers[i].token);
     free(rq->bearers);
@@ -158,6 +184,18 @@ go(struct req *rq, enum req_state state)
     return STEP_NEXT;
 }
 
+static void
+count_refused_service(int code)
+{
+    count_add(code == KMS_CODE_TOKEN            ? CT_SERVICE_REFUSED_PROOF
+              : code == KMS_CODE_PURPOSE        ? CT_SERVICE_REFUSED_PURPOSE
+              : code == KMS_CODE_NOT_REGISTERED ? CT_SERVICE_REFUSED_UNKNOWN
+              : code == KMS_CODE_MATTER         ? CT_SERVICE_REFUSED_MATTER
+              : code == KMS_CODE_RATE           ? CT_SERVICE_REFUSED_RATE
+                                                : CT_SERVICE_REFUSED_OTHER,
+              1);
+}
+
 /* Refuses a request that could be read; what is refused because of the client goes on record first.
  */
 static enum step
@@ -165,6 +203,8 @@ refuse(struct req *rq, int code, const char *why)
 {
     rq->code = code;
     rq->why = why;
+    if (rq->kind == PRINCIPAL_SERVICE && code < 500000)
+        count_refused_service(code);
     if (code == KMS_CODE_RATE) {
         count_add(CT_RATE_LIMITED, 1);
         return go(rq, REQ_WRITE); /* a record of each would be what the limit is against */
@@ -172,7 +212,7 @@ refuse(struct req *rq, int code, const char *why)
     if (code < 500000 && !rq->recorded) {
         log_info("refused", "request_id", rq->request_id, "op",
                  rq->parsed ? kms_op_name(rq->msg.op) : NULL, "error%d", code, "why", why, "peer",
-                 rq->peer, NULL);
+                 rq->peer->address, NULL);
         return go(rq, REQ_RECORD);
     }
     return go(rq, REQ_WRITE);
@@ -342,7 +382,7 @@ anonymous_verify(struct req *rq)
     if (kms_json_int(claims, "exp", 0, INT64_MAX / 1000, &exp) == KMS_ERR_MEMBER)
         goto out;
     r = exp != 0 && exp * 1000 <= wall_ms() ? KMS_ERR_EXPIRED : KMS_OK;
-    rq->anonymous = true;
+    rq->kind = PRINCIPAL_ANONYMOUS;
     uuid_format(rq->who.subject, &sub.id);
     snprintf(rq->who.org, sizeof(rq->who.org), "%s", org);
 out:
@@ -383,33 +423,127 @@ who_cb(void *ctx, uint64_t id, int err, const struct jwt_identity *who)
     req_run(rq, who_is(rq, err));
 }
 
+/* A service asks for a channel: by a proof, as whoever carries its message has no part in it; else
+ * by the connection's certificate. */
+static enum step
+who_new_service(struct req *rq)
+{
+    const struct service_cert *tls = rq->peer->cert;
+    const char *why = NULL;
+    int r;
+
+    if (rq->msg.cred_jwk == NULL && tls == NULL)
+        return refuse(rq, KMS_CODE_TOKEN,
+                      rq->peer->why != NULL ? rq->peer->why
+                                            : "client.credential.bearer is missing");
+    rq->kind = PRINCIPAL_SERVICE;
+    if ((rq->cert = calloc(1, sizeof(*rq->cert))) == NULL)
+        return refuse(rq, KMS_CODE_OVERLOADED, NULL);
+    if (rq->msg.cred_jwk == NULL) {
+        *rq->cert = *tls;
+        return go(rq, REQ_ADMIT);
+    }
+    r = services_prove(rq->w->services, rq->cert, rq->jti_hash, rq->msg.cred_jwk, rq->msg.proof,
+                       rq->msg.jwk, rq->w->cluster, wall_ms(), &why);
+    if (r == KMS_ERR_NOMEM)
+        return refuse(rq, KMS_CODE_OVERLOADED, NULL);
+    if (r != KMS_OK)
+        return refuse(rq, KMS_CODE_TOKEN, why);
+    rq->has_jti = true;
+    return go(rq, REQ_ADMIT);
+}
+
+/*
+ * A service on a channel: it names the key that it proved, or comes on a connection with its
+ * certificate.  That it could write the message at all proves more than either; they are asked for
+ * so that a channel is never used by another than who made it.
+ */
+static enum step
+who_service(struct req *rq)
+{
+    const struct channel_owner *owner = &rq->channel->owner;
+    const struct service_cert *tls = rq->peer->cert;
+    unsigned char thumb[JWK_THUMBPRINT_LEN];
+
+    if (rq->msg.cred_jwk == NULL && tls == NULL)
+        return refuse(rq, KMS_CODE_TOKEN,
+                      rq->peer->why != NULL ? rq->peer->why
+                                            : "client.credential.bearer is missing");
+    rq->kind = PRINCIPAL_SERVICE;
+    if (owner->kind != PRINCIPAL_SERVICE)
+        return refuse(rq, KMS_CODE_WRONG_PRINCIPAL, NULL);
+    if (rq->msg.cred_jwk != NULL) {
+        if (service_jwk_thumbprint(thumb, rq->msg.cred_jwk) != KMS_OK)
+            return refuse(rq, KMS_CODE_TOKEN, "client.credential.jwk is no public key");
+        if (memcmp(thumb, owner->thumb, sizeof(thumb)) != 0)
+            return refuse(rq, KMS_CODE_WRONG_PRINCIPAL, NULL);
+    } else if (strcmp(tls->identity, owner->identity) != 0) {
+        return refuse(rq, KMS_CODE_WRONG_PRINCIPAL, NULL);
+    }
+    snprintf(rq->who.subject, sizeof(rq->who.subject), "%s", owner->subject);
+    return go(rq, REQ_ADMIT);
+}
+
 static enum step
 req_who(struct req *rq)
 {
     int r;
 
     if (rq->msg.bearer == NULL)
-        return refuse(rq, KMS_CODE_TOKEN, "client.credential.bearer is missing");
+        return rq->channel == NULL ? who_new_service(rq) : who_service(rq);
     if ((r = anonymous_verify(rq)) != KMS_ERR_NOT_FOUND)
         return who_is(rq, r);
     r = tokens_verify(rq->w->tokens, rq->msg.bearer, &rq->who, who_cb, rq->w, rq->id);
     return r == KMS_ERR_AGAIN ? STEP_WAIT : who_is(rq, r);
 }
 
+/* What may be said without asking the database; it says the rest, and this again. */
+static enum step
+admit_service(struct req *rq)
+{
+    if (rq->msg.on_behalf_of != NULL)
+        return refuse(rq, KMS_CODE_ROLE, "onBehalfOf is not for services");
+    if (call_of(rq) == SC_NOTHING)
+        return refuse(rq, KMS_CODE_PURPOSE, "a service may retrieve keys and nothing else");
+    return go(rq, ops[rq->msg.op].mints ? REQ_ORG : REQ_STATE);
+}
+
+/* Each worker lets through its part of what a service may. */
+static bool
+service_rate(struct req *rq)
+{
+    const struct channel_owner *owner = &rq->channel->owner;
+    long long share = owner->rate / (long long)rq->w->shared->workers;
+
+    if (owner->rate > 0 && share < 1)
+        share = 1;
+    return rate_take_of(rq->w->by_service, owner->subject, share, 1, now_us());
+}
+
 static enum step
 req_admit(struct req *rq)
 {
     const struct config *cfg = rq->w->cfg;
+    const struct channel_owner *owner = rq->channel != NULL ? &rq->channel->owner : NULL;
     char name[2 * JWT_SUBJECT_MAX + 2];
 
     /* A channel belongs to whom it was made for (protocol section 3). */
-    if (rq->channel != NULL && (rq->channel->anonymous != rq->anonymous ||
-                                strcmp(rq->channel->org_name, rq->who.org) != 0 ||
-                                strcmp(rq->channel->subject, rq->who.subject) != 0))
+    if (owner != NULL && (owner->kind != rq->kind || strcmp(owner->org_name, rq->who.org) != 0 ||
+                          strcmp(owner->subject, rq->who.subject) != 0))
         return refuse(rq, KMS_CODE_WRONG_PRINCIPAL, NULL);
+    if (rq->kind == PRINCIPAL_SERVICE) {
+        if (owner != NULL && !service_rate(rq))
+            return refuse(rq, KMS_CODE_RATE, NULL);
+        return admit_service(rq);
+    }
+    /* The installation is no organisation. */
+    if (rq->who.org[0] == '\0')
+        return refuse(rq, KMS_CODE_TOKEN, NULL);
     snprintf(name, sizeof(name), "%s/%s", rq->who.org, rq->who.subject);
     if (!rate_take(rq->w->by_subject, name, 1, now_us()))
         return refuse(rq, KMS_CODE_RATE, NULL);
+    if (call_of(rq) == SC_NOTHING)
+        return refuse(rq, KMS_CODE_PURPOSE, "only a service may ask for keys by purpose or matter");
     if (rq->msg.on_behalf_of != NULL && strcmp(rq->msg.on_behalf_of, rq->who.subject) == 0)
         rq->msg.on_behalf_of = NULL;
     if (rq->msg.on_behalf_of != NULL && rq->msg.method != KMS_RETRIEVE)
@@ -429,7 +563,7 @@ req_admit(struct req *rq)
 static enum step
 req_org(struct req *rq)
 {
-    const char *name = rq->channel != NULL ? rq->channel->org_name : rq->who.org;
+    const char *name = rq->channel != NULL ? rq->channel->owner.org_name : rq->who.org;
 
     /* The keeper found another root in this token: what we would wrap, no other node could open. */
     if (atomic_load(&rq->w->shared->root_wrong))
@@ -440,6 +574,8 @@ req_org(struct req *rq)
     case KMS_ERR_AGAIN:
         return STEP_WAIT;
     case KMS_ERR_NOT_FOUND:
+        if (rq->kind == PRINCIPAL_SERVICE) /* the keeper has not made the installation's key yet */
+            return refuse(rq, KMS_CODE_OVERLOADED, NULL);
         return refuse(rq, KMS_CODE_TOKEN, "the token's organisation is not known here");
     default:
         return refuse(rq, KMS_CODE_DATABASE, NULL);
@@ -544,7 +680,7 @@ req_mint(struct req *rq)
 static enum step
 req_state_ask(struct req *rq)
 {
-    state_submit(rq->w->state, ops[rq->msg.op].call, rq);
+    state_submit(rq->w->state, call_of(rq), rq);
     return STEP_WAIT;
 }
 
@@ -554,7 +690,7 @@ stale(struct req *rq)
 {
     unsigned i;
 
-    orgs_forget(rq->w->orgs, rq->channel != NULL ? rq->channel->org_name : rq->who.org);
+    orgs_forget(rq->w->orgs, rq->channel != NULL ? rq->channel->owner.org_name : rq->who.org);
     if (++rq->tries > STALE_TRIES)
         return refuse(rq, KMS_CODE_DATABASE, NULL);
     for (i = 0; i < rq->n_minted; i++) {
@@ -570,7 +706,7 @@ stale(struct req *rq)
 static enum step
 state_judged(struct req *rq, int verdict)
 {
-    const char *name = rq->channel != NULL ? rq->channel->org_name : rq->who.org;
+    const char *name = rq->channel != NULL ? rq->channel->owner.org_name : rq->who.org;
 
     if (verdict == -1)
         return stale(rq);
@@ -583,7 +719,7 @@ state_judged(struct req *rq, int verdict)
         if (rq->result != NULL && json_is_string(json_object_get(rq->result, "why")))
             rq->why_owned = strdup(json_string_value(json_object_get(rq->result, "why")));
         log_info("refused", "request_id", rq->request_id, "op", kms_op_name(rq->msg.op), "error%d",
-                 verdict, "peer", rq->peer, NULL);
+                 verdict, "peer", rq->peer->address, NULL);
         return refuse(rq, verdict, rq->why_owned);
     }
     switch (rq->msg.op) {
@@ -600,6 +736,11 @@ state_judged(struct req *rq, int verdict)
         break;
     default:
         break;
+    }
+    if (rq->release.unfit) {
+        log_error("a service's registered key cannot be used", "service", rq->release.service,
+                  "request_id", rq->request_id, NULL);
+        return refuse(rq, KMS_CODE_OVERLOADED, NULL);
     }
     if (ops[rq->msg.op].unwraps && rq->n_released > 0)
         return go(rq, REQ_UNWRAP);
@@ -683,7 +824,69 @@ req_unwrap(struct req *rq)
         return refuse(rq, KMS_CODE_HSM, NULL);
     }
     count_add(CT_KEYS_RELEASED, rq->n_released);
-    return go(rq, REQ_WRITE);
+    if (rq->kind == PRINCIPAL_SERVICE)
+        count_add(CT_SERVICE_KEYS_RELEASED, rq->n_released);
+    return go(rq, rq->release.to != NULL ? REQ_ENCLOSE : REQ_WRITE);
+}
+
+/* The key as {kid, kty, k}, as a JWE to the service's own key; nothing of it stays here. */
+static int
+enclose(struct req *rq, struct released *k)
+{
+    struct buf jwk = BUF_INIT;
+    struct answer a = {.out = &jwk};
+    int r;
+
+    answer_jwk(&a, NULL, rq->w->cfg->domain, &k->key, k->secret->b);
+    if ((r = a.err) == KMS_OK)
+        r = jwe_seal_to(&k->jwe, rq->release.to, rq->release.to_kid, "jwk+json", jwk.data, jwk.len);
+    buf_release(&jwk);
+    secret_free(k->secret);
+    k->secret = NULL;
+    return r;
+}
+
+struct turn {
+    struct worker *w;
+    uint64_t id;
+};
+
+static void
+turn_cb(evutil_socket_t fd, short what, void *arg)
+{
+    struct turn t = *(struct turn *)arg;
+
+    free(arg);
+    req_wake(t.w, t.id);
+}
+
+/* Public key operations take their time: other requests get theirs between some of them. */
+static enum step
+req_enclose(struct req *rq)
+{
+    static const struct timeval at_once = {0, 0};
+    struct service_release *rel = &rq->release;
+    struct turn *t;
+    unsigned n;
+    int r = KMS_OK;
+
+    for (n = 0; n < ENCLOSE_TURN && rel->enclosed < rq->n_released && r == KMS_OK; n++)
+        r = enclose(rq, &rq->released[rel->enclosed++]);
+    if (r != KMS_OK) {
+        log_error("a key could not be enclosed to a service's key", "service", rel->service, "why",
+                  kms_strerror(r), "request_id", rq->request_id, NULL);
+        return refuse(rq, KMS_CODE_OVERLOADED, NULL);
+    }
+    if (rel->enclosed == rq->n_released)
+        return go(rq, REQ_WRITE);
+    if ((t = malloc(sizeof(*t))) == NULL)
+        return STEP_NEXT;
+    t->w = rq->w;
+    t->id = rq->id;
+    if (event_base_once(rq->w->base, -1, EV_TIMEOUT, turn_cb, t, &at_once) == 0)
+        return STEP_WAIT;
+    free(t);
+    return STEP_NEXT;
 }
 
 static void
@@ -720,7 +923,7 @@ bearer_claims(struct req *rq, struct buf *out, const json_t *a, struct uuid *id)
     answer_text(&w, "aud", rq->w->cluster);
     answer_uri(&w, "sub", domain, "authorizations", id);
     answer_uri(&w, "resourceUri", domain, "resources", &res);
-    answer_text(&w, "org", rq->channel->org_name);
+    answer_text(&w, "org", rq->channel->owner.org_name);
     answer_int(&w, "iat", wall_ms() / 1000);
     if (json_is_integer(expires))
         answer_int(&w, "exp", json_integer_value(expires) / 1000);
@@ -779,7 +982,10 @@ put_key(struct req *rq, struct answer *a, const char *name, const struct release
 
     answer_open(a, name, '{');
     answer_uri(a, "uri", domain, "keys", &k->key);
-    answer_jwk(a, "jwk", domain, &k->key, k->secret->b);
+    if (rq->release.to != NULL)
+        answer_raw_text(a, "jwe", &k->jwe);
+    else
+        answer_jwk(a, "jwk", domain, &k->key, k->secret->b);
     answer_text(a, "userId", k->user_id);
     answer_text(a, "clientId", k->client_id);
     answer_date(a, "createDate", k->created);
@@ -797,9 +1003,31 @@ write_nothing(struct req *rq, struct answer *a)
 {
 }
 
+/* What a service got them as: what is on record says the same. */
+static void
+put_release(struct req *rq, struct answer *a)
+{
+    const struct service_release *rel = &rq->release;
+    struct buf cursor = BUF_INIT;
+
+    if (rq->kind != PRINCIPAL_SERVICE)
+        return;
+    answer_text(a, "service", rel->service);
+    answer_text(a, "purpose", rel->purpose);
+    if (rel->has_matter)
+        answer_id(a, "matter", &rel->matter);
+    if (rel->cursor_len > 0) {
+        if (b64url_put(&cursor, rel->cursor, rel->cursor_len) != KMS_OK)
+            a->err = KMS_ERR_NOMEM;
+        answer_text(a, "cursor", buf_str(&cursor));
+        buf_release(&cursor);
+    }
+}
+
 static void
 write_key(struct req *rq, struct answer *a)
 {
+    put_release(rq, a);
     if (rq->n_released == 1)
         put_key(rq, a, "key", &rq->released[0]);
     else
@@ -811,6 +1039,7 @@ write_keys(struct req *rq, struct answer *a)
 {
     size_t i;
 
+    put_release(rq, a);
     answer_open(a, "keys", '[');
     for (i = 0; i < rq->n_released; i++)
         put_key(rq, a, NULL, &rq->released[i]);
@@ -957,10 +1186,13 @@ static void
 write_resource(struct req *rq, struct answer *a)
 {
     const json_t *v, *expires = json_object_get(rq->result, "expires");
+    const char *kind = json_string_value(json_object_get(rq->result, "kind"));
     size_t i;
 
     answer_open(a, "resource", '{');
     put_id(rq, a, "uri", "resources", json_object_get(rq->result, "resource"));
+    if (kind != NULL)
+        answer_text(a, "kind", kind);
     answer_open(a, "keyUris", '[');
     json_array_foreach(json_object_get(rq->result, "keys"), i, v)
     {
@@ -980,6 +1212,50 @@ write_resource(struct req *rq, struct answer *a)
     if (json_is_integer(expires))
         answer_date(a, "expirationDate", json_integer_value(expires));
     answer_close(a, '}');
+}
+
+/* A receipt: who got keys of the resource, when and for what. */
+static void
+put_receipt(struct req *rq, struct answer *a, const json_t *receipt)
+{
+    static const char *const texts[] = {"by", "name", "purpose"};
+    const json_t *matter = json_object_get(receipt, "matter"), *key;
+    const char *text;
+    size_t i;
+
+    answer_open(a, NULL, '{');
+    for (i = 0; i < sizeof(texts) / sizeof(texts[0]); i++)
+        if ((text = json_string_value(json_object_get(receipt, texts[i]))) != NULL)
+            answer_text(a, texts[i], text);
+    answer_date(a, "date", json_integer_value(json_object_get(receipt, "date")));
+    answer_open(a, "keyUris", '[');
+    json_array_foreach(json_object_get(receipt, "keys"), i, key)
+    {
+        put_id(rq, a, NULL, "keys", key);
+    }
+    answer_close(a, ']');
+    if (json_is_object(matter)) {
+        answer_open(a, "matter", '{');
+        put_id(rq, a, "uri", "matters", json_object_get(matter, "id"));
+        if ((text = json_string_value(json_object_get(matter, "name"))) != NULL)
+            answer_text(a, "name", text);
+        answer_close(a, '}');
+    }
+    answer_close(a, '}');
+}
+
+static void
+write_releases(struct req *rq, struct answer *a)
+{
+    const json_t *receipt;
+    size_t i;
+
+    answer_open(a, "releases", '[');
+    json_array_foreach(json_object_get(rq->result, "releases"), i, receipt)
+    {
+        put_receipt(rq, a, receipt);
+    }
+    answer_close(a, ']');
 }
 
 static enum step
@@ -1019,6 +1295,23 @@ signed_cb(void *ctx, uint64_t id, unsigned index, int err, const unsigned char *
     req_wake(w, id);
 }
 
+static void
+keep_channel(struct req *rq)
+{
+    struct channel_owner owner = {.kind = rq->kind,
+                                  .org_name = rq->who.org,
+                                  .subject = rq->who.subject,
+                                  .client = rq->msg.client_id};
+
+    if (rq->kind == PRINCIPAL_SERVICE) {
+        owner.identity = rq->cert->identity;
+        memcpy(owner.thumb, rq->cert->thumb, sizeof(owner.thumb));
+        owner.rate = rq->rate;
+    }
+    channels_add(rq->w->channels, &rq->new_channel, &rq->org, &owner, &rq->new_channel_key,
+                 rq->expires);
+}
+
 static enum step
 req_sign(struct req *rq)
 {
@@ -1043,8 +1336,7 @@ req_sign(struct req *rq)
         return req_end(rq, made ? REQ_UNKNOWN : REQ_UNAVAILABLE);
     }
     if (made)
-        channels_add(rq->w->channels, &rq->new_channel, &rq->org, rq->who.org, rq->who.subject,
-                     rq->anonymous, rq->msg.client_id, &rq->new_channel_key, rq->expires);
+        keep_channel(rq);
     return req_end(rq, REQ_ANSWERED);
 }
 
@@ -1128,6 +1420,9 @@ req_run(struct req *rq, enum step s)
         case REQ_UNWRAP:
             s = req_unwrap(rq);
             break;
+        case REQ_ENCLOSE:
+            s = req_enclose(rq);
+            break;
         case REQ_BEARERS:
             s = req_bearers(rq);
             break;
@@ -1160,7 +1455,8 @@ req_wake(struct worker *w, uint64_t id)
 }
 
 int
-req_new(struct worker *w, uint64_t post, unsigned index, char *text, size_t len, const char *peer)
+req_new(struct worker *w, uint64_t post, unsigned index, char *text, size_t len,
+        const struct peer *peer)
 {
     struct req *rq = calloc(1, sizeof(*rq));
 

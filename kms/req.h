@@ -15,13 +15,14 @@
 #include <sys/queue.h>
 
 #include "hsm/hsm.h"
+#include "kms/channel.h"
 #include "proto/buf.h"
 #include "proto/jwe.h"
 #include "proto/jwt.h"
 #include "proto/msg.h"
 #include "proto/secret.h"
 
-struct channel;
+struct service_cert;
 struct worker;
 
 enum req_state {
@@ -29,12 +30,13 @@ enum req_state {
     REQ_CHANNEL, /* db, hsmd: the channel's key, unless it is in memory */
     REQ_STATIC,  /* hsmd: the content encryption key of an ephemeral key request */
     REQ_OPEN,    /* decrypt, parse, check */
-    REQ_WHO,     /* tokens: the bearer's identity */
+    REQ_WHO,     /* tokens: the bearer's identity; or the service's certificate */
     REQ_ADMIT,   /* may this principal use this channel, and so often? */
     REQ_ORG,     /* db: the organisation's wrapping key, unless it is in memory */
     REQ_MINT,    /* hsmd: new keys, wrapped */
     REQ_STATE,   /* db: authorised, done, recorded */
     REQ_UNWRAP,  /* hsmd: the content keys */
+    REQ_ENCLOSE, /* each as a JWE to the service's own key, some in a turn */
     REQ_BEARERS, /* hsmd: signatures of anonymous bearers */
     REQ_RECORD,  /* db: the record of a refusal that never came to REQ_STATE */
     REQ_ALIVE,   /* db: that refusal's channel may have been deleted on another node */
@@ -52,7 +54,21 @@ struct released {
     int64_t created, expires, bound; /* ms; INT64_MIN: none */
     bool has_resource;
     struct uuid resource;
-    struct secret *secret; /* owned; NULL until it was unwrapped */
+    struct secret *secret; /* owned; NULL until it was unwrapped, and again once it is in jwe */
+    struct buf jwe;        /* owned: for services with a key of their own */
+};
+
+/* What a release to a service says besides the keys. */
+struct service_release {
+    char *service, *purpose; /* owned */
+    bool has_matter;
+    struct uuid matter;
+    unsigned char cursor[KMS_CURSOR_MAX]; /* where a walk goes on */
+    size_t cursor_len;                    /* 0: no walk */
+    EVP_PKEY *to;                         /* owned: keys go enclosed to this, never bare; or NULL */
+    char *to_kid;                         /* owned; or NULL */
+    bool unfit;                           /* there is such a key, and it cannot be used */
+    size_t enclosed;                      /* how many keys are */
 };
 
 /* A key made for this request. */
@@ -60,6 +76,14 @@ struct minted {
     struct uuid id;
     unsigned char blob[HSM_BLOB_LEN];
     struct secret *secret; /* owned */
+};
+
+/* Who sent a message, as far as the connection tells.  Of a post, which outlives its requests. */
+struct peer {
+    char address[64];
+    X509 *leaf;                      /* what cert lives in; NULL with it */
+    const struct service_cert *cert; /* of its TLS certificate; NULL: none that counts, */
+    const char *why;                 /* for this reason, where it showed one */
 };
 
 /* An anonymous authorisation's bearer under way. */
@@ -76,10 +100,10 @@ struct req {
     uint64_t post;    /* whose message it is, */
     unsigned index;   /* and which */
     enum req_state state;
-    struct uuid op;   /* operation id: one for all tries */
-    int64_t started;  /* microseconds, monotonic */
-    int64_t queued;   /* likewise: since when it waits in state.c */
-    const char *peer; /* borrowed from the post, which outlives its requests */
+    struct uuid op;          /* operation id: one for all tries */
+    int64_t started;         /* microseconds, monotonic */
+    int64_t queued;          /* likewise: since when it waits in state.c */
+    const struct peer *peer; /* borrowed from the post */
 
     char *text; /* owned: the message as it came; gone after REQ_OPEN */
     size_t text_len;
@@ -89,8 +113,13 @@ struct req {
     struct kms_request msg;  /* owned */
     char *request_id;        /* owned: as text, for records and logs; NULL: none */
     bool parsed;
-    struct jwt_identity who;
-    bool anonymous; /* who.subject is an authorisation's id */
+    struct jwt_identity
+        who; /* of services: subject is the name, or the identity before it is known */
+    enum principal kind;
+    struct service_cert *cert; /* owned: of a service that asks for a channel */
+    unsigned char jti_hash[32];
+    bool has_jti; /* it came with a proof */
+    int rate;     /* of the service, as its new channel has it */
 
     struct uuid org;
     struct hsm_wrapping_key wk; /* the organisation's current one, when the op mints */
@@ -102,6 +131,7 @@ struct req {
     unsigned n_minted;
     struct released *released; /* owned */
     size_t n_released;
+    struct service_release release;
     json_t *result;           /* owned: of a cold function */
     int64_t created, expires; /* ms */
     struct bearer *bearers;   /* owned */
@@ -129,7 +159,7 @@ enum req_outcome {
 /* Starts one; it ends by a call of post_answer (kms/post.h).  text is taken over.  KMS_ERR_NOMEM:
  * it never started. */
 int req_new(struct worker *w, uint64_t post, unsigned index, char *text, size_t len,
-            const char *peer);
+            const struct peer *peer);
 
 /* NULL: it is gone. */
 struct req *req_find(struct worker *w, uint64_t id);

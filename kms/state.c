@@ -14,9 +14,11 @@
 #include "hsm/log.h"
 #include "kms/channel.h"
 #include "kms/req.h"
+#include "kms/service.h"
 #include "kms/worker.h"
 #include "proto/err.h"
 #include "proto/json.h"
+#include "proto/jwk.h"
 
 #define TICK_US 50000 /* the longest that a busy loop holds requests back: see PRIO_GATHER */
 
@@ -77,13 +79,32 @@ const struct db_statement state_statements[SC_STATEMENTS] = {
                                   ", $6)",
                                   6},
     [SC_REFUSALS_RECORD] = {"refusals_record",
-                            "SELECT kms.refusals_record(" COMMON ", $6, $7, $8, $9)",
-                            /* subjects, actions, verdicts, targets */
-                            9},
+                            "SELECT kms.refusals_record(" COMMON ", $6, $7, $8, $9, $10)",
+                            /* subjects, actions, verdicts, targets, kinds */
+                            10},
+    [SC_RESOURCE_RELEASES] = {"resource_releases",
+                              "SELECT n, verdict, result FROM kms.resource_releases(" COMMON
+                              ", $6)",
+                              6},
+    [SC_SERVICE_CHANNEL_CREATE] =
+        {"service_channel_create",
+         "SELECT n, verdict, created, expires, service, rate"
+         " FROM kms.service_channel_create($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+         /* ops, requests, clients, channels, identities, thumbs, issuers, serials, not_after,
+            jti_hashes, blobs, generations, lifetime_ms */
+         13},
+    [SC_SERVICE_RELEASE] =
+        {"service_release",
+         "SELECT n, verdict, key, blob, generation, root, wrapped, org, user_id, client_id,"
+         " created, expires, bound, resource, service, purpose, matter, public_key, cursor, why"
+         " FROM kms.service_release($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+         /* ops, channels, requests, clients, actions, targets, purposes, matters, after, before,
+            counts, cursors, max_keys */
+         13},
     [SC_CHANNELS_OPEN] =
         {"channels_open",
          "SELECT n, found, org, org_name, kind, subject, client, blob, generation, root,"
-         " wrapped, expires FROM kms.channels_open($1)",
+         " wrapped, expires, identity, thumb, rate FROM kms.channels_open($1)",
          1},
     [SC_ORGS_GET] = {"orgs_get",
                      "SELECT n, org, state, generation, root, wrapped FROM kms.orgs_get($1)", 1},
@@ -206,11 +227,60 @@ put_channel_create(struct batch *b, struct db_params *p)
     EACH(p, DB_TEXT, db_put_text(p, rq->request_id));
     EACH(p, DB_TEXT, db_put_text(p, rq->msg.client_id));
     EACH(p, DB_UUID, db_put_uuid(p, &rq->new_channel));
-    EACH(p, DB_TEXT, db_put_text(p, rq->anonymous ? "anonymous" : "user"));
+    EACH(p, DB_TEXT, db_put_text(p, principal_name(rq->kind)));
     EACH(p, DB_TEXT, db_put_text(p, rq->who.subject));
     EACH(p, DB_BYTEA, db_put_bytes(p, rq->new_channel_blob, HSM_BLOB_LEN));
     EACH(p, DB_INT4, db_put_int4(p, (int32_t)rq->wk.generation));
     db_int8(p, b->st->w->cfg->channel * 1000);
+}
+
+static void
+put_service_channel_create(struct batch *b, struct db_params *p)
+{
+    EACH(p, DB_UUID, db_put_uuid(p, &rq->op));
+    EACH(p, DB_TEXT, db_put_text(p, rq->request_id));
+    EACH(p, DB_TEXT, db_put_text(p, rq->msg.client_id));
+    EACH(p, DB_UUID, db_put_uuid(p, &rq->new_channel));
+    EACH(p, DB_TEXT, db_put_text(p, rq->cert->identity));
+    EACH(p, DB_BYTEA, db_put_bytes(p, rq->cert->thumb, sizeof(rq->cert->thumb)));
+    EACH(p, DB_BYTEA, db_put_bytes(p, rq->cert->issuer, sizeof(rq->cert->issuer)));
+    EACH(p, DB_BYTEA, db_put_bytes(p, rq->cert->serial, rq->cert->serial_len));
+    EACH(p, DB_INT8, db_put_int8(p, rq->cert->not_after));
+    EACH(p, DB_BYTEA, if (!rq->has_jti) db_put_null(p);
+         else db_put_bytes(p, rq->jti_hash, sizeof(rq->jti_hash)));
+    EACH(p, DB_BYTEA, db_put_bytes(p, rq->new_channel_blob, HSM_BLOB_LEN));
+    EACH(p, DB_INT4, db_put_int4(p, (int32_t)rq->wk.generation));
+    db_int8(p, b->st->w->cfg->channel * 1000);
+}
+
+/* The key or the resource that is asked for; a walk names neither. */
+static const struct uuid *
+release_target(const struct req *rq)
+{
+    return rq->msg.op == OP_KEY_GET         ? &rq->msg.uri.id
+           : rq->msg.op == OP_RESOURCE_KEYS ? &rq->msg.resource
+                                            : NULL;
+}
+
+static void
+put_service_release(struct batch *b, struct db_params *p)
+{
+    EACH(p, DB_UUID, db_put_uuid(p, &rq->op));
+    EACH(p, DB_UUID, db_put_uuid(p, &rq->channel->id));
+    EACH(p, DB_TEXT, db_put_text(p, rq->request_id));
+    EACH(p, DB_TEXT, db_put_text(p, rq->msg.client_id));
+    EACH(p, DB_TEXT, db_put_text(p, kms_op_name(rq->msg.op)));
+    EACH(p, DB_UUID, db_put_uuid(p, release_target(rq)));
+    EACH(p, DB_TEXT, db_put_text(p, rq->msg.purpose));
+    EACH(p, DB_UUID, db_put_uuid(p, rq->msg.has_matter ? &rq->msg.matter : NULL));
+    EACH(p, DB_INT8, if (rq->msg.bound_after == INT64_MIN) db_put_null(p);
+         else db_put_int8(p, rq->msg.bound_after));
+    EACH(p, DB_INT8, if (rq->msg.bound_before == INT64_MAX) db_put_null(p);
+         else db_put_int8(p, rq->msg.bound_before));
+    EACH(p, DB_INT4, if (rq->msg.count == 0) db_put_null(p); else db_put_int4(p, rq->msg.count));
+    EACH(p, DB_BYTEA, if (rq->msg.cursor_len == 0) db_put_null(p);
+         else db_put_bytes(p, rq->msg.cursor, rq->msg.cursor_len));
+    db_int4(p, (int32_t)b->st->w->cfg->resource_keys);
 }
 
 static void
@@ -291,6 +361,7 @@ put_args(struct db_params *p, const struct req *rq)
         arg(args, "bound_ms", json_integer(rq->w->cfg->bound_key * 1000), &err);
         if (msg->ttl > 0)
             arg(args, "ttl_ms", json_integer(msg->ttl * 1000), &err);
+        arg(args, "kind", json_string(kms_kind_name(msg->kind)), &err);
     }
     if (msg->on_behalf_of != NULL)
         arg(args, "behalf", json_string(msg->on_behalf_of), &err);
@@ -310,6 +381,20 @@ put_cold(struct batch *b, struct db_params *p)
     EACH(p, DB_JSONB, put_args(p, rq));
 }
 
+/* Who asked, as far as that is known. */
+static const char *
+refused_subject(const struct req *rq)
+{
+    if (rq->who.subject[0] != '\0')
+        return rq->who.subject;
+    if (rq->kind != PRINCIPAL_SERVICE)
+        return NULL;
+    /* Not on a channel of its own: no name, but what its certificate says. */
+    if (rq->cert != NULL)
+        return rq->cert->identity[0] != '\0' ? rq->cert->identity : NULL;
+    return rq->msg.cred_jwk == NULL ? rq->peer->cert->identity : NULL;
+}
+
 static void
 put_refusals(struct batch *b, struct db_params *p)
 {
@@ -320,10 +405,11 @@ put_refusals(struct batch *b, struct db_params *p)
     EACH(p, DB_UUID, db_put_uuid(p, rq->channel != NULL ? &rq->channel->id : NULL));
     EACH(p, DB_TEXT, db_put_text(p, rq->request_id));
     EACH(p, DB_TEXT, db_put_text(p, rq->msg.client_id));
-    EACH(p, DB_TEXT, db_put_text(p, rq->who.subject[0] != '\0' ? rq->who.subject : NULL));
+    EACH(p, DB_TEXT, db_put_text(p, refused_subject(rq)));
     EACH(p, DB_TEXT, db_put_text(p, rq->parsed ? kms_op_name(rq->msg.op) : "request"));
     EACH(p, DB_INT4, db_put_int4(p, rq->code));
     EACH(p, DB_UUID, db_put_uuid(p, rq->msg.has_resource ? &rq->msg.resource : NULL));
+    EACH(p, DB_TEXT, db_put_text(p, rq->kind == PRINCIPAL_SERVICE ? "service" : NULL));
 }
 
 /* --- rows --- */
@@ -374,6 +460,69 @@ row_times(struct req *rq, const PGresult *res, int row)
 }
 
 static int
+row_service_channel(struct req *rq, const PGresult *res, int row)
+{
+    const char *name = db_get_text(res, row, 4);
+    int32_t rate;
+
+    if (name == NULL || strlen(name) >= sizeof(rq->who.subject) || !db_get_int4(res, row, 5, &rate))
+        return KMS_ERR_PROTOCOL;
+    strcpy(rq->who.subject, name);
+    rq->rate = rate;
+    return row_times(rq, res, row);
+}
+
+/* The key that a service's keys are enclosed to.  One that is registered and cannot be read is no
+ * reason to release them bare, nor to fail the requests that share the call. */
+static void
+release_key(struct service_release *rel, const PGresult *res, int row)
+{
+    size_t len;
+    const char *text = db_get_json(res, row, 17, &len), *kid;
+    json_t *jwk = NULL;
+
+    if (text == NULL)
+        return;
+    rel->unfit = true;
+    if (kms_json_parse(&jwk, text, len) == KMS_OK && jwk_get_public(&rel->to, jwk) == KMS_OK) {
+        kid = json_string_value(json_object_get(jwk, "kid"));
+        rel->unfit = kid != NULL && (rel->to_kid = strdup(kid)) == NULL;
+    }
+    json_decref(jwk);
+}
+
+/* kms.service_released: what all rows of a request say alike is in the first of them. */
+static int
+row_service(struct req *rq, const PGresult *res, int row)
+{
+    struct service_release *rel = &rq->release;
+    int32_t verdict;
+
+    if (!db_get_int4(res, row, 1, &verdict))
+        return KMS_ERR_PROTOCOL;
+    if (verdict != 0) {
+        free(rq->why_owned);
+        rq->why_owned = dup_text(res, row, 19);
+        return KMS_OK;
+    }
+    if (rel->service == NULL) {
+        rel->service = dup_text(res, row, 14);
+        rel->purpose = dup_text(res, row, 15);
+        if (rel->service == NULL || rel->purpose == NULL)
+            return KMS_ERR_PROTOCOL;
+        rel->has_matter = db_get_uuid(res, row, 16, &rel->matter);
+        if (!PQgetisnull(res, row, 18)) {
+            rel->cursor_len = (size_t)PQgetlength(res, row, 18);
+            if (rel->cursor_len > sizeof(rel->cursor) ||
+                !db_get_bytes(res, row, 18, rel->cursor, rel->cursor_len))
+                return KMS_ERR_PROTOCOL;
+        }
+        release_key(rel, res, row);
+    }
+    return row_released(rq, res, row);
+}
+
+static int
 row_result(struct req *rq, const PGresult *res, int row)
 {
     size_t len;
@@ -396,20 +545,24 @@ static const struct {
     void (*put)(struct batch *, struct db_params *);
     int (*row)(struct req *, const PGresult *,
                int row); /* NULL: the function gives no rows to read */
+    bool refusals;       /* a refusal's row is read too: it may bring a text along */
 } calls[SC_CALLS] = {
-    [SC_KEYS_RELEASE] = {put_keys_release, row_released},
-    [SC_KEYS_CREATE] = {put_keys_create, row_times},
-    [SC_KEYS_BIND] = {put_keys_bind, row_released},
-    [SC_RESOURCE_KEYS] = {put_resource_keys, row_released},
-    [SC_CHANNEL_CREATE] = {put_channel_create, row_times},
-    [SC_CHANNEL_DELETE] = {put_channel_delete, row_result},
-    [SC_CHANNELS_CHECK] = {put_channels_check, row_verdict},
-    [SC_RESOURCE_CREATE] = {put_cold, row_result},
-    [SC_RESOURCE_GET] = {put_cold, row_result},
-    [SC_AUTHORIZATIONS_CREATE] = {put_cold, row_result},
-    [SC_AUTHORIZATIONS_LIST] = {put_cold, row_result},
-    [SC_AUTHORIZATIONS_DELETE] = {put_cold, row_result},
-    [SC_REFUSALS_RECORD] = {put_refusals, NULL},
+    [SC_KEYS_RELEASE] = {put_keys_release, row_released, false},
+    [SC_KEYS_CREATE] = {put_keys_create, row_times, false},
+    [SC_KEYS_BIND] = {put_keys_bind, row_released, false},
+    [SC_RESOURCE_KEYS] = {put_resource_keys, row_released, false},
+    [SC_CHANNEL_CREATE] = {put_channel_create, row_times, false},
+    [SC_CHANNEL_DELETE] = {put_channel_delete, row_result, true},
+    [SC_CHANNELS_CHECK] = {put_channels_check, row_verdict, false},
+    [SC_RESOURCE_CREATE] = {put_cold, row_result, true},
+    [SC_RESOURCE_GET] = {put_cold, row_result, true},
+    [SC_AUTHORIZATIONS_CREATE] = {put_cold, row_result, true},
+    [SC_AUTHORIZATIONS_LIST] = {put_cold, row_result, true},
+    [SC_AUTHORIZATIONS_DELETE] = {put_cold, row_result, true},
+    [SC_RESOURCE_RELEASES] = {put_cold, row_result, true},
+    [SC_SERVICE_CHANNEL_CREATE] = {put_service_channel_create, row_service_channel, false},
+    [SC_SERVICE_RELEASE] = {put_service_release, row_service, true},
+    [SC_REFUSALS_RECORD] = {put_refusals, NULL, false},
 };
 
 /* --- batches --- */
@@ -451,8 +604,7 @@ batch_rows(struct batch *b, const PGresult *res, int verdicts[STATE_BATCH])
             return KMS_ERR_PROTOCOL;
         verdicts[n - 1] = verdict;
         seen[n - 1] = true;
-        /* A refusal of a cold function may bring a text along. */
-        if ((verdict == 0 || calls[b->call].row == row_result) &&
+        if ((verdict == 0 || calls[b->call].refusals) &&
             (r = calls[b->call].row(b->reqs[n - 1], res, row)) != KMS_OK)
             return r;
     }

@@ -19,7 +19,8 @@ struct worker;
 #define STATE_BATCH 128
 
 enum state_call {
-    SC_KEYS_RELEASE,
+    SC_NOTHING = -1, /* there is none */
+    SC_KEYS_RELEASE = 0,
     SC_KEYS_CREATE,
     SC_KEYS_BIND,
     SC_RESOURCE_KEYS,
@@ -31,6 +32,9 @@ enum state_call {
     SC_AUTHORIZATIONS_CREATE,
     SC_AUTHORIZATIONS_LIST,
     SC_AUTHORIZATIONS_DELETE,
+    SC_RESOURCE_RELEASES,
+    SC_SERVICE_CHANNEL_CREATE,
+    SC_SERVICE_RELEASE,
     SC_REFUSALS_RECORD,
     SC_CALLS, /* the calls of requests end here; the rest are single calls of other modules */
     SC_CHANNELS_OPEN = SC_CALLS,

@@ -44,6 +44,7 @@
 #define NOTES_MAX   65536 /* bytes of checkpoints that wait */
 #define PRI_DONE    110   /* facility 13 (log audit), severity 6 */
 #define PRI_REFUSED 108   /* severity 4 */
+#define PRI_ALARM   105   /* severity 1 */
 
 enum state { IDLE, CONNECTING, READY, ASKING, SENDING, MARKING };
 
@@ -264,7 +265,8 @@ batch_got(void *ctx, int err, const PGresult *res, const char *sqlstate)
         return;
     s->batch = 0;
     for (int i = 0; r == KMS_OK && i < PQntuples(res); i++) {
-        const char *action = db_get_text(res, i, 4), *leaf = db_get_text(res, i, 5);
+        const char *action = db_get_text(res, i, 4), *leaf = db_get_text(res, i, 5), *alarm;
+        size_t len;
         int64_t at;
         int32_t verdict;
 
@@ -276,6 +278,8 @@ batch_got(void *ctx, int err, const PGresult *res, const char *sqlstate)
         }
         r = put_message(s, &out, verdict == 0 ? PRI_DONE : PRI_REFUSED, at, action, leaf,
                         strlen(leaf));
+        if (r == KMS_OK && (alarm = db_get_json(res, i, 6, &len)) != NULL)
+            r = put_message(s, &out, PRI_ALARM, at, "canary", alarm, len);
         s->batch++;
     }
     if (r == KMS_OK && s->notes.len > 0) {

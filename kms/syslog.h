@@ -8,8 +8,14 @@
  * kernel's send buffer, so after a break some entries come twice: `entry` and `org` in each message
  * tell.  Checkpoints are sent too, when the collector is there: they tie what it has to the tree.
  *
- *   <110>1 2026-11-22T16:20:21.760933Z NODE kmsd - key.get - {"v":1,"org":...}      the leaf; <108>
- * of a refusal <110>1 2026-11-22T16:20:26.000000Z NODE kmsd - checkpoint - {"checkpoint":"..."}
+ * Facility 13; severity 6 (done) or 4 (refused), and behind the entry of a canary's retrieval one
+ * more message of severity 1, the alarm:
+ *
+ *   <110>1 2026-11-22T16:20:21.760933Z NODE kmsd - key.get - {"v":1,"org":...}
+ *
+ *   <110>1 2026-11-22T16:20:26.000000Z NODE kmsd - checkpoint - {"checkpoint":"..."}
+ *
+ *   <105>1 2026-11-22T16:20:21.760933Z NODE kmsd - canary - {"alarm":...,"entry":...}
  */
 #ifndef KMS_SYSLOG_H
 #define KMS_SYSLOG_H

@@ -80,6 +80,15 @@ table_put_value(struct buf *out, const char *name, const json_t *v)
                                         "since",
                                         "deleted",
                                         "oldest_wrapping_key",
+                                        "from",
+                                        "to",
+                                        "changed",
+                                        "opened",
+                                        "approved",
+                                        "closed",
+                                        "retired",
+                                        "decided",
+                                        "sealed_until",
                                         NULL};
     static const char *const bytes[] = {"rss", "secure_heap_used_bytes", "bytes", NULL};
     json_int_t n = json_integer_value(v);

@@ -546,7 +546,7 @@ conn_request(struct conn *c, const struct http_request *req, const char *data)
     c->need = used;
     conn_address(c, peer, sizeof(peer));
     c->w->handler(c->w->ctx, conn_id(c), req, data + req->head_len, req->content_length, peer,
-                  c->ssl == NULL ? NULL : SSL_get0_peer_certificate(c->ssl));
+                  c->ssl == NULL ? NULL : SSL_get0_verified_chain(c->ssl));
     if (c->phase == PH_DEAD)
         return;
     evbuffer_drain(bufferevent_get_input(c->bev), used);

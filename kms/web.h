@@ -23,12 +23,14 @@ struct web;
 
 /*
  * A request that arrived whole.  http and body are borrowed and valid until the handler returns;
- * the handler must take what it keeps.  peer: the client's address as text.  certificate: the
- * client's verified TLS certificate, borrowed, or NULL. Exactly one of web_answer and web_abort
- * must follow, now or later.
+ * the handler must take what it keeps.  peer: the client's address as text.  chain: the client's TLS
+ * certificate and those above it as they were verified in the handshake, leaf first, borrowed, the
+ * same ones for each request of a connection; NULL: it showed none.  Exactly one of web_answer and
+ * web_abort must follow, now or later.
  */
 typedef void web_handler(void *ctx, uint64_t conn, const struct http_request *http,
-                         const char *body, size_t body_len, const char *peer, X509 *certificate);
+                         const char *body, size_t body_len, const char *peer,
+                         STACK_OF(X509) * chain);
 
 struct web_limits {
     long long connections, connections_source, handshakes;
@@ -65,7 +67,7 @@ void web_drain(struct web *w);
 /* Connections that are open; 0 after a drain: done. */
 size_t web_open(const struct web *w);
 
-/* A TLS 1.2/1.3 server context by the configuration: [tls] certificate, key, client_ca.  On failure
+/* A TLS 1.2/1.3 server context by the configuration: [tls] certificate, key, [services] ca.  On failure
  * *why says what (static or OpenSSL's text). */
 int web_tls_new(SSL_CTX **out, const struct config *c, const char **why);
 

@@ -103,7 +103,7 @@ web_tls_new(SSL_CTX **out, const struct config *c, const char **why)
     what = "certificate and key do not belong together";
     if (SSL_CTX_check_private_key(ctx) != 1)
         goto fail;
-    what = c->tls_client_ca;
+    what = config_services_ca(c);
     if (what != NULL && what[0] != '\0' && tls_client_ca(ctx, what) != 1)
         goto fail;
     *out = ctx;

@@ -20,6 +20,7 @@
 #include "kms/rate.h"
 #include "kms/refusal.h"
 #include "kms/req.h"
+#include "kms/service.h"
 #include "kms/state.h"
 #include "kms/token.h"
 #include "kms/web.h"
@@ -35,6 +36,7 @@
 #define BODY_MAX     (4u << 20) /* protocol section 1 */
 #define RATE_NAMES   16384
 #define DRAIN_TICK   50 /* ms */
+#define CRL_SECONDS  10 /* between looks at the revocation lists' file */
 
 static struct event *drain_timer;
 static int64_t drain_deadline;
@@ -206,6 +208,10 @@ second(evutil_socket_t fd, short what, void *arg)
 {
     struct worker *w = arg;
 
+    static unsigned seconds;
+
+    if (++seconds % CRL_SECONDS == 0)
+        services_refresh(w->services);
     atomic_store(&w->own->keys_ready, tokens_ready(w->tokens));
     count_set(CT_SECURE_HEAP_USED, CRYPTO_secure_used());
 }
@@ -233,6 +239,7 @@ reload(evutil_socket_t sig, short what, void *arg)
     struct worker *w = arg;
     struct config *next = NULL, *old = w->cfg;
     struct web_limits limits;
+    struct services *services = NULL;
     SSL_CTX *tls = NULL;
     const char *why = NULL;
     bool ok = false;
@@ -242,6 +249,8 @@ reload(evutil_socket_t sig, short what, void *arg)
         why = "see kmsd --check-config; the domain cannot change";
     else if (web_tls_new(&tls, next, &why) != KMS_OK)
         ; /* why is told */
+    else if (services_new(&services, next, &why) != KMS_OK)
+        ; /* likewise */
     else if (static_load(w, next->static_certificate) != KMS_OK)
         why = "the static certificate could not be read";
     else
@@ -249,9 +258,12 @@ reload(evutil_socket_t sig, short what, void *arg)
     if (!ok) {
         log_error("reload refused; the old configuration stays", "why", why, NULL);
         SSL_CTX_free(tls);
+        services_free(services);
         config_free(next);
         return;
     }
+    services_free(w->services);
+    w->services = services;
     refusals_renew(w->refusals); /* what was signed names the old kid */
     limits_of(&limits, next);
     web_reload(w->web, tls, &limits);
@@ -356,11 +368,16 @@ worker_open(struct worker *w, int listen_fd)
         return r;
     }
     limits_of(&limits, w->cfg);
+    if ((r = services_new(&w->services, w->cfg, &why)) != KMS_OK) {
+        log_error("the certificates of services cannot be judged", "why", why, NULL);
+        return r;
+    }
     if ((w->state = state_new(w)) == NULL || (w->posts = posts_new(w)) == NULL ||
         (w->channels = channels_new(w, (size_t)w->cfg->channel_cache)) == NULL ||
         (w->orgs = orgs_new(w)) == NULL || (w->refusals = refusals_new(w)) == NULL ||
         (w->by_source = rate_new(w->cfg->rate_source, RATE_NAMES)) == NULL ||
         (w->by_subject = rate_new(w->cfg->rate_subject, RATE_NAMES)) == NULL ||
+        (w->by_service = rate_new(0, RATE_NAMES)) == NULL ||
         (w->by_open = rate_new(w->cfg->rate_open, 1)) == NULL ||
         (w->tokens = tokens_new(w->base, w->cfg)) == NULL ||
         (w->hsm = hsm_new(w->base, w->cfg->hsm_socket, (int)w->cfg->hsm_deadline * 1000)) == NULL ||
@@ -430,6 +447,7 @@ worker_main(struct config *cfg, struct shared *sh, unsigned number, int listen_f
     web_free(w->web);
     channels_free(w->channels);
     state_free(w->state);
+    services_free(w->services);
     log_info("ended", NULL);
     return cut ? 3 : 0;
 }

@@ -21,6 +21,7 @@ struct posts;
 struct rate;
 struct refusals;
 struct req;
+struct services;
 struct state;
 struct tokens;
 struct web;
@@ -50,7 +51,8 @@ struct worker {
     struct orgs *orgs;
     struct refusals *refusals;
     struct posts *posts;
-    struct rate *by_source, *by_subject, *by_open;
+    struct services *services;
+    struct rate *by_source, *by_subject, *by_service, *by_open;
     /* The static key as the world knows it, from its certificate. */
     char *cluster; /* "kms://DOMAIN" */
     char *static_kid;

@@ -1,23 +1,31 @@
-/* jwe.c - compact JWE: A256GCM, with the key given (dir) or wrapped by RSA-OAEP. */
+/* jwe.c - compact JWE: A256GCM, with the key given (dir), wrapped by RSA-OAEP, or agreed (ECDH-ES).
+ */
 #include "proto/jwe.h"
 
 #include <limits.h>
 #include <openssl/core_names.h>
 #include <openssl/crypto.h>
+#include <openssl/ec.h>
 #include <openssl/err.h>
 #include <openssl/rand.h>
 #include <openssl/rsa.h>
+#include <stdbool.h>
 #include <string.h>
 
 #include "proto/b64.h"
 #include "proto/buf.h"
 #include "proto/err.h"
 #include "proto/jose.h"
+#include "proto/json.h"
+#include "proto/jwk.h"
+#include "proto/kdf.h"
 
-#define CEK_LEN     32
-#define EK_MIN      256 /* RSA-2048 */
-#define IV_B64_LEN  B64URL_LEN(JWE_IV_LEN)
-#define TAG_B64_LEN B64URL_LEN(JWE_TAG_LEN)
+#define CEK_LEN      32
+#define ECDH_ES      "ECDH-ES"
+#define EPK_JSON_MAX 160
+#define EK_MIN       256 /* RSA-2048 */
+#define IV_B64_LEN   B64URL_LEN(JWE_IV_LEN)
+#define TAG_B64_LEN  B64URL_LEN(JWE_TAG_LEN)
 
 static const char *const alg_names[] = {
     [JWE_DIR] = "dir",
@@ -143,6 +151,30 @@ split(const char *part[5], size_t part_len[5], const char *compact, size_t len)
     return KMS_OK;
 }
 
+/* What stands beside and behind the header, of a jwe whose alg is known. */
+static int
+read_parts(struct jwe *jwe, const char *part[5], const size_t part_len[5])
+{
+    int r;
+
+    jwe->aad = part[0];
+    jwe->aad_len = part_len[0];
+    jwe->ek_len = B64URL_BYTES(part_len[1]);
+    if (jwe->alg == JWE_DIR ? part_len[1] != 0 : jwe->ek_len < EK_MIN || jwe->ek_len > JWE_EK_MAX)
+        return KMS_ERR_LENGTH;
+    if (part_len[2] != IV_B64_LEN || part_len[4] != TAG_B64_LEN)
+        return KMS_ERR_LENGTH;
+    if (part_len[3] % 4 == 1)
+        return KMS_ERR_SYNTAX;
+    jwe->ciphertext = part[3];
+    jwe->ciphertext_len = part_len[3];
+    if ((r = b64url_decode(jwe->ek, part[1], part_len[1])) != KMS_OK ||
+        (r = b64url_decode(jwe->iv, part[2], part_len[2])) != KMS_OK ||
+        (r = b64url_decode(jwe->tag, part[4], part_len[4])) != KMS_OK)
+        return r;
+    return KMS_OK;
+}
+
 int
 jwe_parse(struct jwe *jwe, const char *compact, size_t len)
 {
@@ -166,23 +198,7 @@ jwe_parse(struct jwe *jwe, const char *compact, size_t len)
         return KMS_ERR_ALGORITHM;
     jwe->alg = (enum jwe_alg)i;
     memcpy(jwe->kid, h.kid, sizeof(jwe->kid));
-    jwe->aad = part[0];
-    jwe->aad_len = part_len[0];
-
-    jwe->ek_len = B64URL_BYTES(part_len[1]);
-    if (jwe->alg == JWE_DIR ? part_len[1] != 0 : jwe->ek_len < EK_MIN || jwe->ek_len > JWE_EK_MAX)
-        return KMS_ERR_LENGTH;
-    if (part_len[2] != IV_B64_LEN || part_len[4] != TAG_B64_LEN)
-        return KMS_ERR_LENGTH;
-    if (part_len[3] % 4 == 1)
-        return KMS_ERR_SYNTAX;
-    jwe->ciphertext = part[3];
-    jwe->ciphertext_len = part_len[3];
-    if ((r = b64url_decode(jwe->ek, part[1], part_len[1])) != KMS_OK ||
-        (r = b64url_decode(jwe->iv, part[2], part_len[2])) != KMS_OK ||
-        (r = b64url_decode(jwe->tag, part[4], part_len[4])) != KMS_OK)
-        return r;
-    return KMS_OK;
+    return read_parts(jwe, part, part_len);
 }
 
 int
@@ -206,26 +222,34 @@ jwe_open(const struct jwe *jwe, const unsigned char cek[32], struct buf *plain)
     return r;
 }
 
-/* Appends the encoded header, and says where in the buffer it stands. */
-static int
-put_header(struct buf *out, size_t *at, size_t *at_len, enum jwe_alg alg, const char *kid)
+static bool
+plain_or_none(const char *text, size_t max)
 {
-    /* The longest: {"alg":"RSA-OAEP-256","enc":"A256GCM","kid":"..."} */
-    char json[64 + JOSE_KID_MAX], *p = json;
-    int r;
+    return text == NULL || jose_is_plain(text, strlen(text), max);
+}
 
-    if (kid != NULL && !jose_is_plain(kid, strlen(kid), JOSE_KID_MAX))
+/* Appends the encoded header, and says where in the buffer it stands.  epk: JSON, or NULL. */
+static int
+put_header(struct buf *out, size_t *at, size_t *at_len, const char *alg, const char *kid,
+           const char *cty, const char *epk)
+{
+    /* The longest: {"alg":"RSA-OAEP-256","enc":"A256GCM","kid":"...","cty":"...","epk":...} */
+    char json[96 + JOSE_KID_MAX + JOSE_VALUE_MAX + EPK_JSON_MAX], *p = json;
+
+    if (!plain_or_none(kid, JOSE_KID_MAX) || !plain_or_none(cty, JOSE_VALUE_MAX))
         return KMS_ERR_HEADER;
-    p = stpcpy(stpcpy(p, "{\"alg\":\""), alg_names[alg]);
+    p = stpcpy(stpcpy(p, "{\"alg\":\""), alg);
     p = stpcpy(p, "\",\"enc\":\"A256GCM\"");
     if (kid != NULL)
         p = stpcpy(stpcpy(stpcpy(p, ",\"kid\":\""), kid), "\"");
+    if (cty != NULL)
+        p = stpcpy(stpcpy(stpcpy(p, ",\"cty\":\""), cty), "\"");
+    if (epk != NULL)
+        p = stpcpy(stpcpy(p, ",\"epk\":"), epk);
     *p++ = '}';
     *at = out->len;
     *at_len = B64URL_LEN((size_t)(p - json));
-    if ((r = b64url_put(out, json, (size_t)(p - json))) != KMS_OK)
-        return r;
-    return KMS_OK;
+    return b64url_put(out, json, (size_t)(p - json));
 }
 
 /* Everything behind the header and the encrypted key, both of which are in the buffer. */
@@ -273,7 +297,8 @@ jwe_seal_dir(struct buf *out, const char *kid, const unsigned char key[32], cons
     size_t before = out->len, header, header_len;
     int r;
 
-    if ((r = put_header(out, &header, &header_len, JWE_DIR, kid)) != KMS_OK ||
+    if ((r = put_header(out, &header, &header_len, alg_names[JWE_DIR], kid, NULL, NULL)) !=
+            KMS_OK ||
         (r = buf_putc(out, '.')) != KMS_OK ||
         (r = put_sealed(out, header, header_len, key, plain, len)) != KMS_OK)
         buf_truncate(out, before);
@@ -294,9 +319,9 @@ oaep_new(EVP_PKEY *key, enum jwe_alg alg, int (*init)(EVP_PKEY_CTX *))
     return NULL;
 }
 
-int
-jwe_seal_rsa(struct buf *out, const char *kid, enum jwe_alg alg, EVP_PKEY *to, const void *plain,
-             size_t len)
+static int
+seal_rsa(struct buf *out, const char *kid, const char *cty, enum jwe_alg alg, EVP_PKEY *to,
+         const void *plain, size_t len)
 {
     unsigned char cek[CEK_LEN], ek[JWE_EK_MAX];
     size_t before = out->len, header, header_len, ek_len = sizeof(ek);
@@ -316,7 +341,7 @@ jwe_seal_rsa(struct buf *out, const char *kid, enum jwe_alg alg, EVP_PKEY *to, c
         r = KMS_ERR_INTERNAL;
         goto out;
     }
-    if ((r = put_header(out, &header, &header_len, alg, kid)) != KMS_OK ||
+    if ((r = put_header(out, &header, &header_len, alg_names[alg], kid, cty, NULL)) != KMS_OK ||
         (r = buf_putc(out, '.')) != KMS_OK || (r = b64url_put(out, ek, ek_len)) != KMS_OK ||
         (r = put_sealed(out, header, header_len, cek, plain, len)) != KMS_OK)
         buf_truncate(out, before);
@@ -326,6 +351,13 @@ out:
     if (r != KMS_OK)
         ERR_clear_error();
     return r;
+}
+
+int
+jwe_seal_rsa(struct buf *out, const char *kid, enum jwe_alg alg, EVP_PKEY *to, const void *plain,
+             size_t len)
+{
+    return seal_rsa(out, kid, NULL, alg, to, plain, len);
 }
 
 int
@@ -356,4 +388,147 @@ out:
     EVP_PKEY_CTX_free(ctx);
     ERR_clear_error();
     return r;
+}
+
+/* ECDH-ES: the content encryption key is agreed between a fresh key pair and the receiver's. */
+
+static int
+agree(unsigned char cek[CEK_LEN], EVP_PKEY *mine, EVP_PKEY *peer)
+{
+    unsigned char shared[32];
+    int r;
+
+    /* In direct agreement the name that goes into the derivation is that of enc. */
+    if ((r = ecdh_shared(shared, mine, peer)) == KMS_OK)
+        r = concat_kdf_sha256(cek, CEK_LEN, shared, sizeof(shared), "A256GCM", NULL, 0, NULL, 0);
+    OPENSSL_cleanse(shared, sizeof(shared));
+    return r;
+}
+
+static bool
+is_p256(EVP_PKEY *key)
+{
+    char group[32];
+
+    return EVP_PKEY_is_a(key, "EC") &&
+           EVP_PKEY_get_group_name(key, group, sizeof(group), NULL) == 1 &&
+           strcmp(group, SN_X9_62_prime256v1) == 0;
+}
+
+static int
+seal_ecdh(struct buf *out, const char *kid, const char *cty, EVP_PKEY *to, const void *plain,
+          size_t len)
+{
+    size_t before = out->len, header, header_len;
+    struct buf epk = BUF_INIT;
+    unsigned char cek[CEK_LEN];
+    EVP_PKEY *mine = NULL;
+    json_t *jwk = NULL;
+    int r;
+
+    if ((mine = ecdh_generate()) == NULL || (jwk = jwk_from_public(mine)) == NULL) {
+        r = KMS_ERR_NOMEM;
+        goto out;
+    }
+    if ((r = kms_json_put(&epk, jwk)) != KMS_OK || (r = agree(cek, mine, to)) != KMS_OK)
+        goto out;
+    if (epk.len > EPK_JSON_MAX) {
+        r = KMS_ERR_INTERNAL;
+        goto out;
+    }
+    if ((r = put_header(out, &header, &header_len, ECDH_ES, kid, cty, buf_str(&epk))) != KMS_OK ||
+        (r = buf_putc(out, '.')) != KMS_OK || /* no encrypted key */
+        (r = put_sealed(out, header, header_len, cek, plain, len)) != KMS_OK)
+        buf_truncate(out, before);
+out:
+    OPENSSL_cleanse(cek, sizeof(cek));
+    EVP_PKEY_free(mine);
+    json_decref(jwk);
+    buf_release(&epk);
+    if (r != KMS_OK)
+        ERR_clear_error();
+    return r;
+}
+
+int
+jwe_seal_to(struct buf *out, EVP_PKEY *to, const char *kid, const char *cty, const void *plain,
+            size_t len)
+{
+    if (EVP_PKEY_is_a(to, "RSA"))
+        return seal_rsa(out, kid, cty, JWE_RSA_OAEP_256, to, plain, len);
+    return is_p256(to) ? seal_ecdh(out, kid, cty, to, plain, len) : KMS_ERR_ALGORITHM;
+}
+
+/* The header of an ECDH-ES message: as others, but for epk, which is an object. */
+static int
+read_ecdh_header(EVP_PKEY **epk, const char *text, size_t len)
+{
+    static const char *const strings[] = {"alg", "enc", "kid", "typ", "cty"};
+    struct buf json = BUF_INIT;
+    json_t *header = NULL, *value;
+    const char *name, *s;
+    size_t i;
+    int r;
+
+    if (B64URL_BYTES(len) > JOSE_HEADER_MAX)
+        return KMS_ERR_LENGTH;
+    if ((r = b64url_get(&json, text, len)) != KMS_OK ||
+        (r = kms_json_parse(&header, buf_str(&json), json.len)) != KMS_OK)
+        goto out;
+    json_object_foreach(header, name, value)
+    {
+        for (i = 0; i < sizeof(strings) / sizeof(strings[0]); i++)
+            if (strcmp(name, strings[i]) == 0)
+                break;
+        if (i < sizeof(strings) / sizeof(strings[0]) ? !json_is_string(value)
+                                                     : strcmp(name, "epk") != 0) {
+            r = KMS_ERR_HEADER;
+            goto out;
+        }
+    }
+    if (kms_json_str(header, "alg", JOSE_VALUE_MAX, &s) != KMS_OK || strcmp(s, ECDH_ES) != 0 ||
+        kms_json_str(header, "enc", JOSE_VALUE_MAX, &s) != KMS_OK || strcmp(s, "A256GCM") != 0)
+        r = KMS_ERR_ALGORITHM;
+    else
+        r = jwk_get_p256(epk, json_object_get(header, "epk"));
+out:
+    json_decref(header);
+    buf_release(&json);
+    return r;
+}
+
+static int
+open_ecdh(const char *compact, size_t len, EVP_PKEY *priv, struct buf *plain)
+{
+    struct jwe jwe = {.alg = JWE_DIR};
+    unsigned char cek[CEK_LEN];
+    EVP_PKEY *epk = NULL;
+    const char *part[5];
+    size_t part_len[5];
+    int r;
+
+    if (len > JWE_MAX)
+        return KMS_ERR_LENGTH;
+    if ((r = split(part, part_len, compact, len)) != KMS_OK ||
+        (r = read_parts(&jwe, part, part_len)) != KMS_OK ||
+        (r = read_ecdh_header(&epk, part[0], part_len[0])) != KMS_OK)
+        return r;
+    if ((r = agree(cek, priv, epk)) == KMS_OK)
+        r = jwe_open(&jwe, cek, plain);
+    OPENSSL_cleanse(cek, sizeof(cek));
+    EVP_PKEY_free(epk);
+    return r;
+}
+
+int
+jwe_open_to(const char *compact, size_t len, EVP_PKEY *priv, struct buf *plain)
+{
+    struct jwe jwe;
+    int r;
+
+    if (is_p256(priv))
+        return open_ecdh(compact, len, priv, plain);
+    if ((r = jwe_parse(&jwe, compact, len)) != KMS_OK)
+        return r;
+    return jwe_open_rsa(&jwe, priv, plain);
 }

@@ -67,4 +67,21 @@ int jwe_seal_rsa(struct buf *out, const char *kid, enum jwe_alg alg, EVP_PKEY *t
  */
 int jwe_open_rsa(const struct jwe *jwe, EVP_PKEY *priv, struct buf *plain);
 
+/*
+ * Appends a message to a public key, whichever of two kinds it is: RSA of 2048 to 4096 bits
+ * (RSA-OAEP-256), or EC P-256 (ECDH-ES, direct key agreement with a fresh epk, RFC 7518 section
+ * 4.6, without apu and apv); enc A256GCM.  kid and cty may be NULL.  to was checked by
+ * jwk_get_public: keep it where many messages go to one key, that check is dear. KMS_ERR_ALGORITHM:
+ * a key of another kind; KMS_ERR_KEY; KMS_ERR_HEADER: kid or cty is unfit; KMS_ERR_NOMEM.
+ */
+int jwe_seal_to(struct buf *out, EVP_PKEY *to, const char *kid, const char *cty, const void *plain,
+                size_t len);
+
+/*
+ * For whoever jwe_seal_to was for: opens it with the private key, RSA-OAEP(-256) or ECDH-ES by the
+ * key's kind, and appends the plaintext.  The server itself never does: jwe_parse takes no ECDH-ES.
+ * Errors as of jwe_parse and jwe_open; KMS_ERR_KEY: epk is no point of the curve.
+ */
+int jwe_open_to(const char *compact, size_t len, EVP_PKEY *priv, struct buf *plain);
+
 #endif

@@ -9,7 +9,6 @@
 #include <openssl/param_build.h>
 #include <openssl/rsa.h>
 #include <openssl/sha.h>
-#include <stdbool.h>
 #include <string.h>
 
 #include "proto/b64.h"
@@ -70,8 +69,8 @@ get_number(const json_t *jwk, const char *name, BIGNUM **out)
 
 /* Whoever sends a private key where a public one belongs has given it away; it must not come to be
  * used. */
-static bool
-has_private(const json_t *jwk)
+bool
+jwk_has_private(const json_t *jwk)
 {
     static const char *const names[] = {"d", "p", "q", "dp", "dq", "qi", "oth", "k"};
     size_t i;
@@ -257,7 +256,7 @@ jwk_get_public(EVP_PKEY **out, const json_t *jwk)
     *out = NULL;
     if ((r = kind_find(&kind, jwk)) != KMS_OK)
         return r;
-    return has_private(jwk) ? KMS_ERR_MEMBER : kind->get(out, jwk);
+    return jwk_has_private(jwk) ? KMS_ERR_MEMBER : kind->get(out, jwk);
 }
 
 int
@@ -271,7 +270,7 @@ jwk_get_p256(EVP_PKEY **out, const json_t *jwk)
         return r;
     if (kind->get != get_p256)
         return KMS_ERR_ALGORITHM;
-    return has_private(jwk) ? KMS_ERR_MEMBER : get_p256(out, jwk);
+    return jwk_has_private(jwk) ? KMS_ERR_MEMBER : get_p256(out, jwk);
 }
 
 int
@@ -471,5 +470,15 @@ jwk_thumbprint(unsigned char out[JWK_THUMBPRINT_LEN], const json_t *jwk)
 out:
     json_decref(sorted);
     buf_release(&text);
+    return r;
+}
+
+int
+jwk_thumbprint_key(unsigned char out[JWK_THUMBPRINT_LEN], EVP_PKEY *key)
+{
+    json_t *jwk = jwk_from_public(key);
+    int r = jwk == NULL ? KMS_ERR_ALGORITHM : jwk_thumbprint(out, jwk);
+
+    json_decref(jwk);
     return r;
 }

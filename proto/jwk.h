@@ -12,6 +12,7 @@
 
 #include <jansson.h>
 #include <openssl/evp.h>
+#include <stdbool.h>
 
 #include "proto/secret.h"
 
@@ -39,5 +40,10 @@ json_t *jwk_from_oct(const char *kid, const unsigned char key[SECRET_LEN]);
  * not matter.
  */
 int jwk_thumbprint(unsigned char out[JWK_THUMBPRINT_LEN], const json_t *jwk);
+/* The same of a key; KMS_ERR_ALGORITHM: of another kind; KMS_ERR_NOMEM. */
+int jwk_thumbprint_key(unsigned char out[JWK_THUMBPRINT_LEN], EVP_PKEY *key);
+
+/* Whether a jwk has a member that only private (or symmetric) keys have. */
+bool jwk_has_private(const json_t *jwk);
 
 #endif

@@ -15,6 +15,7 @@ proto_libproto_a_SOURCES = \
 	proto/merkle.c proto/merkle.h \
 	proto/msg.c proto/msg.h \
 	proto/note.c proto/note.h \
+	proto/proof.c proto/proof.h \
 	proto/secret.c proto/secret.h \
 	proto/uri.c proto/uri.h
 # What a program that links libproto.a needs besides.

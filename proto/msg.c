@@ -8,6 +8,7 @@
 #include <strings.h>
 #include <time.h>
 
+#include "proto/b64.h"
 #include "proto/buf.h"
 #include "proto/err.h"
 #include "proto/json.h"
@@ -42,6 +43,9 @@ static const struct {
     {KMS_DELETE, URI_AUTHORIZATION, OP_AUTHORIZATION_DELETE},
     {KMS_DELETE, URI_RESOURCE_AUTHORIZATIONS, OP_AUTHORIZATION_DELETE},
     {KMS_DELETE, URI_AUTHORIZATIONS, OP_AUTHORIZATION_DELETE},
+    {KMS_RETRIEVE, URI_RESOURCE_RELEASES, OP_RELEASES},
+    {KMS_RETRIEVE, URI_PURPOSE_KEYS, OP_PURPOSE_KEYS},
+    {KMS_RETRIEVE, URI_MATTER_KEYS, OP_MATTER_KEYS},
 };
 
 static const char *const op_names[] = {
@@ -57,6 +61,15 @@ static const char *const op_names[] = {
     [OP_AUTHORIZATIONS_CREATE] = "authorization.create",
     [OP_AUTHORIZATIONS_LIST] = "authorization.list",
     [OP_AUTHORIZATION_DELETE] = "authorization.delete",
+    [OP_RELEASES] = "resource.releases",
+    [OP_PURPOSE_KEYS] = "purpose.keys",
+    [OP_MATTER_KEYS] = "matter.keys",
+};
+
+static const char *const kind_names[] = {
+    [KMS_KIND_SPACE] = "space",       [KMS_KIND_MEETING] = "meeting",
+    [KMS_KIND_FILE] = "file",         [KMS_KIND_WHITEBOARD] = "whiteboard",
+    [KMS_KIND_CALENDAR] = "calendar",
 };
 
 static const struct {
@@ -126,6 +139,26 @@ kms_op_name(enum kms_op op)
     return op_names[op];
 }
 
+const char *
+kms_kind_name(enum kms_resource_kind kind)
+{
+    return kind_names[kind];
+}
+
+bool
+kms_kind_parse(enum kms_resource_kind *out, const char *name)
+{
+    size_t i;
+
+    for (i = 0; i < COUNT(kind_names); i++) {
+        if (strcmp(name, kind_names[i]) == 0) {
+            *out = (enum kms_resource_kind)i;
+            return true;
+        }
+    }
+    return false;
+}
+
 /* What a request is refused with: the code, and in *why which member is to blame. */
 static int
 refuse(int code, const char *text, const char **why)
@@ -174,6 +207,23 @@ read_name(const json_t *obj, const char *name, size_t max, const char **out)
     return true;
 }
 
+/* What a service proves itself with, when its certificate is not that of the connection. */
+static int
+read_service_credential(struct kms_request *req, const json_t *credential, const char **why)
+{
+    const json_t *jwk = json_object_get(credential, "jwk");
+    int r;
+
+    if (jwk != NULL && !json_is_object(jwk))
+        return refuse(KMS_CODE_MEMBER, "client.credential.jwk must be an object", why);
+    req->cred_jwk = jwk;
+    r = kms_json_str(credential, "proof", KMS_PROOF_MAX, &req->proof);
+    if (r != KMS_OK && r != KMS_ERR_NOT_FOUND)
+        return refuse(KMS_CODE_MEMBER,
+                      "client.credential.proof must be a string of at most 4096 bytes", why);
+    return KMS_CODE_OK;
+}
+
 /* No client or credential: no token, and kmsd says 401001. */
 static int
 read_client(struct kms_request *req, const char **why)
@@ -204,7 +254,7 @@ read_client(struct kms_request *req, const char **why)
         return refuse(KMS_CODE_MEMBER,
                       "client.credential.onBehalfOf must be a user id of 1 to 256 bytes", why);
     }
-    return KMS_CODE_OK;
+    return read_service_credential(req, credential, why);
 }
 
 static int
@@ -463,6 +513,18 @@ read_keys_create(struct kms_request *req, const char **why)
 }
 
 static int
+read_kind(struct kms_request *req, const char **why)
+{
+    const char *name;
+    int r = kms_json_str(req->tree, "kind", 64, &name);
+
+    if (r == KMS_ERR_NOT_FOUND || (r == KMS_OK && kms_kind_parse(&req->kind, name)))
+        return KMS_CODE_OK;
+    return refuse(KMS_CODE_MEMBER, "kind must be space, meeting, file, whiteboard or calendar",
+                  why);
+}
+
+static int
 read_resource_create(struct kms_request *req, const char *domain, const char **why)
 {
     long long ttl = -1;
@@ -475,6 +537,88 @@ read_resource_create(struct kms_request *req, const char *domain, const char **w
     r = kms_json_int(req->tree, "ttl", 0, INT64_MAX, &ttl);
     /* kmsd's configuration has the range, which the refusal must name. */
     req->ttl = r == KMS_OK || r == KMS_ERR_NOT_FOUND ? ttl : KMS_TTL_WRONG;
+    return read_kind(req, why);
+}
+
+static int
+read_matter(struct kms_request *req, const char **why)
+{
+    const char *text = NULL;
+
+    if (!read_name(req->tree, "matter", KMS_AUTHID_MAX, &text) || (text != NULL && *text == '\0'))
+        return refuse(KMS_CODE_MEMBER, "matter must be the id of a matter", why);
+    if (text == NULL)
+        return KMS_CODE_OK;
+    req->has_matter = true;
+    /* What is no UUID is an unknown matter like any other: nil. */
+    if (uuid_parse(&req->matter, text, strlen(text)) != KMS_OK)
+        memset(&req->matter, 0, sizeof(req->matter));
+    return KMS_CODE_OK;
+}
+
+static int
+read_cursor(struct kms_request *req, const char **why)
+{
+    const char *text;
+    size_t len;
+    int r = kms_json_str(req->tree, "cursor", B64URL_LEN(KMS_CURSOR_MAX), &text);
+
+    if (r == KMS_ERR_NOT_FOUND)
+        return KMS_CODE_OK;
+    if (r == KMS_OK && (len = strlen(text)) > 0 &&
+        b64url_decode(req->cursor, text, len) == KMS_OK) {
+        req->cursor_len = B64URL_BYTES(len);
+        return KMS_CODE_OK;
+    }
+    memset(req->cursor, 0, sizeof(req->cursor));
+    return refuse(KMS_CODE_MEMBER, "cursor must be one that an answer of this server had", why);
+}
+
+/* What a service asks with.  Users may send it too: nothing looks at it then. */
+static int
+read_service_members(struct kms_request *req, const char **why)
+{
+    int code;
+
+    if (!read_name(req->tree, "purpose", KMS_PURPOSE_MAX, &req->purpose) ||
+        (req->purpose != NULL && *req->purpose == '\0')) {
+        req->purpose = NULL;
+        return refuse(KMS_CODE_MEMBER, "purpose must be a string of 1 to 64 bytes", why);
+    }
+    if ((code = read_matter(req, why)) != KMS_CODE_OK)
+        return code;
+    return read_cursor(req, why);
+}
+
+/* retrieve /purposes/NAME/keys: who says it twice must say the same. */
+static int
+read_purpose_keys(struct kms_request *req, const char **why)
+{
+    int code;
+
+    if (!read_int(req->tree, "count", false, 1, KMS_WALK_MAX, &req->count))
+        return refuse(KMS_CODE_MEMBER, "count must be an integer of 1 to 1000", why);
+    if ((code = read_service_members(req, why)) != KMS_CODE_OK)
+        return code;
+    if (req->purpose != NULL && strcmp(req->purpose, req->uri.purpose) != 0)
+        return refuse(KMS_CODE_MEMBER, "purpose must be that of the uri", why);
+    req->purpose = req->uri.purpose;
+    return KMS_CODE_OK;
+}
+
+static int
+read_matter_keys(struct kms_request *req, const char **why)
+{
+    int code;
+
+    if (!read_int(req->tree, "count", false, 1, KMS_WALK_MAX, &req->count))
+        return refuse(KMS_CODE_MEMBER, "count must be an integer of 1 to 1000", why);
+    if ((code = read_service_members(req, why)) != KMS_CODE_OK)
+        return code;
+    if (req->has_matter && memcmp(&req->matter, &req->uri.id, sizeof(req->matter)) != 0)
+        return refuse(KMS_CODE_MEMBER, "matter must be that of the uri", why);
+    req->has_matter = true;
+    req->matter = req->uri.id;
     return KMS_CODE_OK;
 }
 
@@ -487,7 +631,7 @@ read_resource_keys(struct kms_request *req, const char **why)
         return refuse(KMS_CODE_MEMBER, "boundAfter must be a date and time as of RFC 3339", why);
     if (!read_date(req->tree, "boundBefore", &req->bound_before))
         return refuse(KMS_CODE_MEMBER, "boundBefore must be a date and time as of RFC 3339", why);
-    return KMS_CODE_OK;
+    return read_service_members(req, why);
 }
 
 static int
@@ -534,6 +678,7 @@ read_members(struct kms_request *req, const char *domain, const char **why)
     case URI_RESOURCE:
     case URI_RESOURCE_KEYS:
     case URI_RESOURCE_AUTHORIZATIONS:
+    case URI_RESOURCE_RELEASES:
         req->resource = req->uri.id;
         req->has_resource = true;
         break;
@@ -557,10 +702,16 @@ read_members(struct kms_request *req, const char *domain, const char **why)
         return read_query_auth_id(req, domain, why);
     case OP_AUTHORIZATION_DELETE:
         return read_authorization_delete(req, domain, why);
+    case OP_KEY_GET:
+        return read_service_members(req, why);
+    case OP_PURPOSE_KEYS:
+        return read_purpose_keys(req, why);
+    case OP_MATTER_KEYS:
+        return read_matter_keys(req, why);
     case OP_CHANNEL_DELETE:
     case OP_PING:
-    case OP_KEY_GET:
     case OP_RESOURCE_GET:
+    case OP_RELEASES:
         break; /* the URI says it all */
     }
     return KMS_CODE_OK;

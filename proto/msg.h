@@ -17,7 +17,10 @@
 
 #define KMS_CLIENT_ID_MAX  512
 #define KMS_REQUEST_ID_MAX 1024
-#define KMS_LIST_MAX       100 /* authIds, keyUris, count, anonymous */
+#define KMS_LIST_MAX       100  /* authIds, keyUris, count, anonymous */
+#define KMS_WALK_MAX       1000 /* count of a walk */
+#define KMS_CURSOR_MAX     32   /* bytes of a cursor, decoded */
+#define KMS_PROOF_MAX      4096
 #define KMS_TTL_WRONG      INT64_MAX
 
 /* errorCode: status * 1000 + n (protocol section 6). */
@@ -72,7 +75,23 @@ enum kms_op {
     OP_AUTHORIZATIONS_LIST,   /* retrieve /resources/ID/authorizations[?authId=] */
     OP_AUTHORIZATION_DELETE,  /* delete   /authorizations/ID, /resources/ID/authorizations?authId=,
                                  /authorizations */
+    OP_RELEASES,              /* retrieve /resources/ID/releases */
+    OP_PURPOSE_KEYS,          /* retrieve /purposes/NAME/keys */
+    OP_MATTER_KEYS,           /* retrieve /matters/ID/keys */
 };
+
+/* What sort of container a resource is (protocol section 7). */
+enum kms_resource_kind {
+    KMS_KIND_SPACE, /* where nothing was said */
+    KMS_KIND_MEETING,
+    KMS_KIND_FILE,
+    KMS_KIND_WHITEBOARD,
+    KMS_KIND_CALENDAR,
+};
+
+/* Its name in messages and tables; static.  And back: false for a name that is none. */
+const char *kms_kind_name(enum kms_resource_kind kind);
+bool kms_kind_parse(enum kms_resource_kind *out, const char *name);
 
 /* An authId: a user, or a resource of this server. */
 struct kms_auth_id {
@@ -90,8 +109,12 @@ struct kms_request {
     const char *client_id;    /* "" when absent */
     const char *bearer;       /* NULL when absent */
     const char *on_behalf_of; /* NULL when absent */
-    EVP_PKEY *jwk;            /* owned: OP_CHANNEL_CREATE */
-    int count;                /* OP_KEYS_CREATE: 1..100; OP_RESOURCE_KEYS: 0 = all */
+    const json_t *cred_jwk;   /* client.credential.jwk, an object of which nothing was checked (see
+                                 proto/proof.h); NULL when absent */
+    const char *proof;        /* client.credential.proof; NULL when absent */
+    EVP_PKEY *jwk;            /* owned: OP_CHANNEL_CREATE; the ephemeral key */
+    int count;                /* OP_KEYS_CREATE: 1..100; OP_RESOURCE_KEYS: 0 = all, up to 10000;
+                                 OP_PURPOSE_KEYS, OP_MATTER_KEYS: 0 = as many as the server likes */
     int anonymous;            /* how many; 0 none */
     int64_t ttl;              /* seconds; 0 for ever; -1 absent; KMS_TTL_WRONG: no such number */
     bool has_resource;
@@ -101,17 +124,28 @@ struct kms_request {
     struct kms_auth_id *auth_ids; /* owned: authIds before userIds; the URI's authId where there is
                                      one.  Without doubles. */
     size_t n_auth_ids;
-    int64_t bound_after;  /* milliseconds since 1970; INT64_MIN: absent.  Inclusive. */
-    int64_t bound_before; /* INT64_MAX: absent.  Exclusive. */
-    bool by_uri;          /* OP_AUTHORIZATION_DELETE: uri.id names the authorisation */
+    int64_t bound_after;         /* milliseconds since 1970; INT64_MIN: absent.  Inclusive. */
+    int64_t bound_before;        /* INT64_MAX: absent.  Exclusive. */
+    bool by_uri;                 /* OP_AUTHORIZATION_DELETE: uri.id names the authorisation */
+    enum kms_resource_kind kind; /* OP_RESOURCE_CREATE */
+
+    /* What only services ask with: OP_KEY_GET, OP_RESOURCE_KEYS, OP_PURPOSE_KEYS, OP_MATTER_KEYS.
+     */
+    const char *purpose; /* as sent, 1 to 64 characters; of OP_PURPOSE_KEYS the URI's own, borrowed
+                            from uri: the struct must not be moved; NULL when absent */
+    bool has_matter;
+    struct uuid matter; /* of OP_MATTER_KEYS the URI's own; nil, which no matter is, when what was
+                           sent is no UUID */
+    unsigned char cursor[KMS_CURSOR_MAX];
+    size_t cursor_len; /* 0: absent, from the start */
 };
 
 /*
  * Parses and checks a request of domain.  Returns KMS_CODE_OK, or the errorCode to refuse it with
  * (400001: not JSON or not an object; 400002; 400003: a jwk of another kind; 404001: another domain
  * or not a UUID; 503001: out of memory), with *why a static text naming the member.  In every case
- * req is initialised, holds what could be read (request_id, client_id, bearer, on_behalf_of) and
- * must be given to kms_request_release.
+ * req is initialised, holds what could be read (request_id, client_id, bearer, on_behalf_of,
+ * cred_jwk, proof) and must be given to kms_request_release.
  */
 int kms_request_parse(struct kms_request *req, const char *text, size_t len, const char *domain,
                       const char **why);

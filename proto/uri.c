@@ -201,8 +201,28 @@ query_parse(struct kms_uri *out, struct part query)
     return kms_text_ok(out->auth_id, n) ? KMS_OK : KMS_ERR_SYNTAX;
 }
 
+/* The name of a purpose, out of a segment_ok: whether it is one that exists is not asked here. */
+static int
+purpose_parse(struct kms_uri *out, struct part name)
+{
+    const char *p = name.p, *end = name.p + name.len;
+    size_t n = 0;
+
+    while (p < end) {
+        int c = escape_value(p, end);
+
+        if (n == KMS_PURPOSE_MAX)
+            return KMS_ERR_SYNTAX;
+        out->purpose[n++] = c >= 0 ? (char)c : *p;
+        p += c >= 0 ? 3 : 1;
+    }
+    out->purpose[n] = '\0';
+    return kms_text_ok(out->purpose, n) ? KMS_OK : KMS_ERR_SYNTAX;
+}
+
 /*
- * The paths there are.  A collection, then perhaps an ID, then perhaps a sub-collection.
+ * The paths there are.  A collection, then perhaps an ID (of a purpose: its name), then perhaps a
+ * sub-collection.
  */
 static const struct {
     const char *collection;
@@ -221,6 +241,9 @@ static const struct {
     {"resources", true, "authorizations", URI_RESOURCE_AUTHORIZATIONS},
     {"authorizations", false, NULL, URI_AUTHORIZATIONS},
     {"authorizations", true, NULL, URI_AUTHORIZATION},
+    {"resources", true, "releases", URI_RESOURCE_RELEASES},
+    {"purposes", true, "keys", URI_PURPOSE_KEYS},
+    {"matters", true, "keys", URI_MATTER_KEYS},
 };
 
 /* path: without the first slash.  *id is what stands in the ID's place. */
@@ -289,12 +312,15 @@ kms_uri_parse(struct kms_uri *out, const char *text, size_t len, const char *dom
     if (query.p != NULL &&
         (out->kind != URI_RESOURCE_AUTHORIZATIONS || (r = query_parse(out, query)) != KMS_OK))
         return KMS_ERR_SYNTAX;
+    if (out->kind == URI_PURPOSE_KEYS && (r = purpose_parse(out, id)) != KMS_OK)
+        return r;
 
     /* It is a URI of ours in form.  Does it name something here? */
     if (host.p != NULL &&
         (host.len != strlen(domain) || strncasecmp(host.p, domain, host.len) != 0))
         return KMS_ERR_NOT_FOUND;
-    if (id.p != NULL && uuid_parse(&out->id, id.p, id.len) != KMS_OK)
+    if (id.p != NULL && out->kind != URI_PURPOSE_KEYS &&
+        uuid_parse(&out->id, id.p, id.len) != KMS_OK)
         return KMS_ERR_NOT_FOUND;
     return KMS_OK;
 }

@@ -10,10 +10,11 @@
 
 struct buf;
 
-#define UUID_LEN       16
-#define UUID_TEXT      36
-#define KMS_DOMAIN_MAX 253
-#define KMS_AUTHID_MAX 256
+#define UUID_LEN        16
+#define UUID_TEXT       36
+#define KMS_DOMAIN_MAX  253
+#define KMS_AUTHID_MAX  256
+#define KMS_PURPOSE_MAX 64
 
 struct uuid {
     unsigned char b[UUID_LEN];
@@ -39,20 +40,26 @@ enum uri_kind {
     URI_RESOURCE_AUTHORIZATIONS, /* /resources/ID/authorizations, perhaps with ?authId= */
     URI_AUTHORIZATIONS,          /* /authorizations */
     URI_AUTHORIZATION,           /* /authorizations/ID */
+    URI_RESOURCE_RELEASES,       /* /resources/ID/releases */
+    URI_PURPOSE_KEYS,            /* /purposes/NAME/keys */
+    URI_MATTER_KEYS,             /* /matters/ID/keys */
 };
 
 struct kms_uri {
     enum uri_kind kind;
     struct uuid id;
-    char auth_id[KMS_AUTHID_MAX + 1]; /* of ?authId=, percent-decoded; "" when there is none */
+    char auth_id[KMS_AUTHID_MAX + 1];  /* of ?authId=, percent-decoded; "" when there is none */
+    char purpose[KMS_PURPOSE_MAX + 1]; /* NAME of URI_PURPOSE_KEYS, percent-decoded: any, whether
+                                          there is such a purpose or not; else "" */
 };
 
 /*
  * Parses a URI of domain (lower case), relative ("/keys/ID") or absolute ("kms://DOMAIN/keys/ID";
  * scheme and host in any case). KMS_ERR_SYNTAX: malformed, or a path that the protocol does not
  * have; KMS_ERR_NOT_FOUND: another domain, or an ID that is not a UUID (well formed, but it names
- * nothing here: the static key's kid is one of these).  A query other than one authId, or one where
- * it does not belong: KMS_ERR_SYNTAX.
+ * nothing here: the static key's kid is one of these).  A purpose's name of more than
+ * KMS_PURPOSE_MAX bytes, or with control characters, a query other than one authId, or one where it
+ * does not belong: KMS_ERR_SYNTAX.
  */
 int kms_uri_parse(struct kms_uri *out, const char *text, size_t len, const char *domain);
 

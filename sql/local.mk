@@ -5,7 +5,10 @@ MIGRATIONS = \
 	$(srcdir)/sql/0002_worker_functions.sql \
 	$(srcdir)/sql/0003_keeper_functions.sql \
 	$(srcdir)/sql/0004_log.sql \
-	$(srcdir)/sql/0005_policy.sql
+	$(srcdir)/sql/0005_policy.sql \
+	$(srcdir)/sql/0006_release.sql \
+	$(srcdir)/sql/0007_control.sql \
+	$(srcdir)/sql/0008_explain.sql
 sql_libsql_a_SOURCES = sql/migrate.c sql/migrate.h sql/migrations.h
 nodist_sql_libsql_a_SOURCES = sql/migrations.c
 sql_libsql_a_CFLAGS = $(AM_CFLAGS) $(PQ_CFLAGS)
@@ -26,9 +29,9 @@ EXTRA_DIST += \
 	tests/lib/postgres.sh \
 	tests/sql/run.sh \
 	tests/sql/suite_migrate.sh tests/sql/suite_pgtap.sh tests/sql/suite_races.sh tests/sql/suite_plans.sh \
-	tests/sql/fixture.psql tests/sql/races.psql \
-	tests/sql/authorizations.sql tests/sql/channels.sql tests/sql/keeper.sql tests/sql/keys_bind.sql \
-	tests/sql/keys_create.sql tests/sql/keys_release.sql tests/sql/log.sql tests/sql/nested.sql tests/sql/operations.sql tests/sql/privileges.sql \
-	tests/sql/refusals.sql tests/sql/resource_keys.sql tests/sql/resources.sql tests/sql/sweep.sql \
+	tests/sql/fixture.psql tests/sql/officers.psql tests/sql/races.psql \
+	tests/sql/authorizations.sql tests/sql/channels.sql tests/sql/control.sql tests/sql/explain.sql tests/sql/keeper.sql tests/sql/keys_bind.sql \
+	tests/sql/keys_create.sql tests/sql/keys_release.sql tests/sql/log.sql tests/sql/matters.sql tests/sql/nested.sql tests/sql/operations.sql tests/sql/privileges.sql \
+	tests/sql/refusals.sql tests/sql/services.psql tests/sql/services.sql tests/sql/resource_keys.sql tests/sql/resources.sql tests/sql/sweep.sql \
 	tests/bench/seed.sql tests/bench/pgbench_release_50.sql tests/bench/pgbench_release_1.sql \
-	tests/bench/pgbench_create_10.sql
+	tests/bench/pgbench_create_10.sql tests/bench/pgbench_service_50.sql

@@ -3,6 +3,7 @@ EXTRA_DIST += tests/log/run.sh tests/log/tamper.mjs tests/log/witness.mjs tests/
 # The tests by other people's clients, as the archive has them.
 EXTRA_DIST += \
 	tests/clients/README.md \
+	tests/clients/archiver.test.mjs \
 	tests/clients/authorizations.test.mjs \
 	tests/clients/channel.test.mjs \
 	tests/clients/http.test.mjs \
@@ -10,6 +11,8 @@ EXTRA_DIST += \
 	tests/clients/log.test.mjs \
 	tests/clients/lib/env.mjs \
 	tests/clients/lib/instance.mjs \
+	tests/clients/lib/officers.mjs \
+	tests/clients/lib/service.mjs \
 	tests/clients/lib/kms.mjs \
 	tests/clients/lib/raw.mjs \
 	tests/clients/lib/reporter.mjs \
@@ -21,5 +24,6 @@ EXTRA_DIST += \
 	tests/clients/restart.test.mjs \
 	tests/clients/run.sh \
 	tests/clients/sdk.test.mjs \
+	tests/clients/services.test.mjs \
 	tests/clients/tokens.test.mjs \
 	tests/clients/transport.test.mjs

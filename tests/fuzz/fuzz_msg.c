@@ -41,6 +41,12 @@ check_request(const struct kms_request *req)
     CHECK((req->op == OP_CHANNEL_CREATE) == (req->jwk != NULL));
     CHECK(req->op != OP_KEY_BIND || req->has_resource);
     CHECK(req->op != OP_AUTHORIZATION_DELETE || req->by_uri == (req->n_auth_ids == 0));
+    CHECK(req->purpose == NULL ||
+          (*req->purpose != '\0' && strlen(req->purpose) <= KMS_PURPOSE_MAX &&
+           kms_text_ok(req->purpose, strlen(req->purpose))));
+    CHECK(req->op != OP_PURPOSE_KEYS || req->purpose != NULL);
+    CHECK(req->op != OP_MATTER_KEYS || req->has_matter);
+    CHECK(req->cursor_len <= KMS_CURSOR_MAX && *kms_kind_name(req->kind) != '\0');
     for (i = 0; i < req->n_auth_ids; i++) {
         const struct kms_auth_id *a = &req->auth_ids[i];
 

@@ -35,6 +35,8 @@ check_uri(const struct kms_uri *uri)
 
     CHECK(kms_text_ok(uri->auth_id, strlen(uri->auth_id)));
     CHECK(uri->kind == URI_RESOURCE_AUTHORIZATIONS || uri->auth_id[0] == '\0');
+    CHECK(kms_text_ok(uri->purpose, strlen(uri->purpose)));
+    CHECK((uri->kind == URI_PURPOSE_KEYS) == (uri->purpose[0] != '\0'));
     if ((size_t)uri->kind >= sizeof(collections) / sizeof(collections[0]) ||
         collections[uri->kind] == NULL)
         return;

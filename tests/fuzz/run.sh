@@ -55,7 +55,7 @@ printf '\0\050PUT /%%61 HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: gzip, chunked\
 n=0
 for uri in /ecdhe /ping /keys "/keys/$id" "kms://kms.example.org/resources/$id/keys" \
     "/resources/$id/authorizations?authId=kms%3A%2F%2Fkms.example.org%2Fresources%2F$id" \
-    "/authorizations/$id" "$id" 2026-11-22T13:55:00.000Z 2024-02-29T23:59:59+01:30; do
+    "/authorizations/$id" "/purposes/d%6cp/keys" "/matters/$id/keys" "/resources/$id/releases" "$id" 2026-11-22T13:55:00.000Z 2024-02-29T23:59:59+01:30; do
     n=$((n + 1))
     printf %s "$uri" | seed fuzz_uri $n
 done
@@ -77,12 +77,34 @@ done <<EOF
 "method":"create","uri":"/authorizations","resourceUri":"/resources/$id","anonymous":2,"authIds":["b"]
 "method":"delete","uri":"/authorizations","resourceUri":"/resources/$id","userIds":["b","\ud83d\udd11"]
 "method":"delete","uri":"/resources/$id/authorizations?authId=b","x":"\u0000\ud800"
+"method":"retrieve","uri":"/resources/$id/keys","purpose":"ediscovery","matter":"$id","cursor":"AAAA"
+"method":"retrieve","uri":"/purposes/indexing/keys","count":9,"purpose":"indexing"
+"method":"retrieve","uri":"/matters/$id/keys","matter":"$id","cursor":"$x"
+"method":"create","uri":"/resources","kind":"whiteboard","client":{"credential":{"jwk":{},"proof":"a.b.c"}}
+"method":"retrieve","uri":"/resources/$id/releases"
 EOF
 
 printf '{"kty":"EC","crv":"P-256","x":"%s","y":"%s","kid":"k"}' $x $y | seed fuzz_jwk ec
 printf '{"kty":"oct","k":"%s"}' $x | seed fuzz_jwk oct
 printf '{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}' | seed fuzz_jwk okp
 printf '{"kty":"RSA","n":"%s","e":"AQAB"}' $x$x$x$x$x$x$x$x | seed fuzz_jwk rsa
+printf '\001{"aud":"kms://kms.example.org","iat":1795355700,"jti":"j","cnf":"%s","exp":1795355800,"nbf":1}' \
+    dGhlIGVwaGVtZXJhbCBrZXkncyB0aHVtYnByaW50IDE | seed fuzz_proof claims
+printf '\002eyJhbGciOiJFUzI1NiIsInR5cCI6IkpXVCJ9.e30.%s%s' $x $y | seed fuzz_proof proof
+if openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout "$work/key.pem" -subj /CN=dlp \
+    -addext subjectAltName=URI:spiffe://example.org/dlp -outform DER -out "$work/cert.der" 2>"$work/openssl.log"; then
+    { printf '\000'; cat "$work/cert.der"; } | seed fuzz_proof certificate
+    printf '\003{"kty":"EC","crv":"P-256","x":"%s","y":"%s","x5c":["%s"]}' $x $y \
+        "$(openssl base64 -A -in "$work/cert.der")" | seed fuzz_proof x5c
+    # of the very key: its point is the last 64 bytes of the public key in DER
+    point() { openssl pkey -in "$work/key.pem" -pubout -outform DER | tail -c 64 | "$@" | openssl base64 -A | tr '+/' '-_' | tr -d =; }
+    printf '\003{"kty":"EC","crv":"P-256","x":"%s","y":"%s","x5c":["%s"]}' "$(point head -c 32)" "$(point tail -c 32)" \
+        "$(openssl base64 -A -in "$work/cert.der")" | seed fuzz_proof whole
+fi
+# {"alg":"ECDH-ES","enc":"A256GCM","epk":{...}}
+header=$(printf '{"alg":"ECDH-ES","enc":"A256GCM","epk":{"kty":"EC","crv":"P-256","x":"%s","y":"%s"}}' $x $y |
+    openssl base64 -A | tr '+/' '-_' | tr -d =)
+printf '\004%s..AAAAAAAAAAAAAAAA.AAAA.AAAAAAAAAAAAAAAAAAAAAA' "$header" | seed fuzz_proof ecdh
 # {"alg":"dir","enc":"A256GCM","kid":"k"} and {"alg":"ES256","kid":"k"}
 printf 'eyJhbGciOiJkaXIiLCJlbmMiOiJBMjU2R0NNIiwia2lkIjoiayJ9..AAAAAAAAAAAAAAAA.AAAA.AAAAAAAAAAAAAAAAAAAAAA' |
     seed fuzz_jwe dir

@@ -70,9 +70,13 @@ ctl=$KMSCTL
 org=$KMS_ORG
 sql() { psql -XqAt -v ON_ERROR_STOP=1 "$KMS_DATABASE_URL" "$@"; }
 log() { "$ctl" audit key "${1:-$org}" --json; }
-# All that was written is under a checkpoint.
-settled() { log "${1:-$org}" | jq -e '.note != null and .size == .signed_size and .size > 0' && [ "$(unplaced)" = 0 ]; }
-unplaced() { sql -c "SELECT count(*) FROM kms.entries e, kms.log_cursor c WHERE (e.xact, e.entry_id) > (c.xact, c.entry_id)"; }
+# All that was written to a log is under a checkpoint.  In this order, and of this log alone: asking is an entry too, of the
+# installation's.
+settled() { [ "$(unplaced "${1:-$org}")" = 0 ] && log "${1:-$org}" | jq -e '.note != null and .size == .signed_size and .size > 0'; }
+unplaced() {
+    sql -c "SELECT count(*) FROM kms.entries e JOIN kms.organisations o ON o.org_id = e.org_id, kms.log_cursor c
+             WHERE o.name = '$1' AND (e.xact, e.entry_id) > (c.xact, c.entry_id)"
+}
 
 # --- traffic: a user's, and a flood of refusals as the workers record them ---
 

@@ -3,13 +3,13 @@
 sql postgres -c "CREATE DATABASE races TEMPLATE fresh"
 sql races -f "$here/races.psql" >/dev/null
 
-# first STATEMENT [SECONDS]: runs it in a transaction that stays open for half a second; returns when it has done its work.
+# first STATEMENT [SECONDS]: runs it in a transaction that stays open for a second; returns when it has done its work.
 first() {
     (sql races >"$dir/first" 2>&1 <<SQL
 BEGIN;
 SET application_name = 'first';
 $1;
-SELECT pg_sleep(${2:-0.5}) \gset
+SELECT pg_sleep(${2:-1}) \gset
 COMMIT;
 SQL
     ) &
@@ -68,7 +68,7 @@ first "SELECT race.bind('alice', '{k6}', '{$r3}')" 2.5
 sleep 1.6
 second "SELECT kms.sweep(10)"
 is "a resource that is just being bound to is left for the next round" "$(printf '%s' "$second" | grep -o '"resources": 0')" '"resources": 0'
-is "and then goes with that key" "$(sql races -c "SELECT kms.sweep(10)")" '{"keys": 2, "channels": 0, "resources": 1, "unbound_keys": 0}'
+is "and then goes with that key" "$(sql races -c "SELECT kms.sweep(10)")" '{"keys": 2, "proofs": 0, "channels": 0, "resources": 1, "unbound_keys": 0}'
 is "no key of a destroyed resource keeps its blob" "$(sql races -c "SELECT count(*) FROM kms.content_keys WHERE resource_id = '$r3' AND blob IS NOT NULL")" 0
 r4=$(sql races -c "SELECT race.resource('alice', '{}', 1)")
 sleep 0.01
@@ -83,8 +83,80 @@ race "two nodes record a root" "SELECT kms.root_add(race.id('root'), race.bytes(
 race "two organisations of one name" "SELECT verdict FROM kms.org_add(gen_random_uuid(), 'new', race.id('n1'), 1, race.id('root'), race.bytes(40), race.bytes(8), 'root')" \
     "SELECT verdict FROM kms.org_add(gen_random_uuid(), 'new', race.id('n2'), 1, race.id('root'), race.bytes(40), race.bytes(8), 'root')" 0 409002
 
-# Many calls that cross: the same few rows in any order.  Locks are taken in one order, so nobody dies of a deadlock.
 sql races -c "UPDATE kms.organisations SET generation = 1 WHERE name = 'acme'"
+
+# Officers.
+propose() { sql races -c "SELECT race.propose($1)"; }
+state() { sql races -c "SELECT state || ' ' || (SELECT count(*) FROM kms.approval_votes v WHERE v.approval_id = a.approval_id) FROM kms.approvals a WHERE approval_id = '$1'"; }
+id=$(propose "'purpose.enable', '{\"org\":\"acme\",\"purpose\":\"dlp\"}', 2, 3")
+race "two officers approve at once what one of them would do for" "SELECT race.approve('$id', 2)" "SELECT race.approve('$id', 3)" "0 done" 409002
+is "it was done once" "$(state "$id") $(sql races -c "SELECT count(*) FROM kms.entries WHERE action = 'purpose.enable' AND verdict = 0")" "done 2 1"
+id=$(propose "'purpose.enable', '{\"org\":\"acme\",\"purpose\":\"indexing\"}', 2, 3, 4")
+race "two officers approve at once what needs both" "SELECT race.approve('$id', 2)" "SELECT race.approve('$id', 3)" "0 pending" "0 done"
+is "three votes" "$(state "$id")" "done 3"
+id=$(propose "'purpose.enable', '{\"org\":\"acme\",\"purpose\":\"archival\"}', 2, 3, 4")
+race "one officer under two names at once" "SELECT race.approve('$id', 2, 'bea')" "SELECT race.approve('$id', 2, 'bob')" "0 pending" 403004
+is "one vote of his" "$(state "$id")" "pending 2"
+reject="SELECT verdict FROM kms.approval_reject(gen_random_uuid(), '$id', 'officer', 4, NULL)"
+race "an approval before a rejection" "SELECT race.approve('$id', 3)" "$reject" "0 done" 409002
+is "it is done" "$(state "$id")" "done 3"
+id=$(propose "'purpose.enable', '{\"org\":\"acme\",\"purpose\":\"transcoding\"}', 2, 3")
+reject="SELECT verdict FROM kms.approval_reject(gen_random_uuid(), '$id', 'officer', 4, NULL)"
+race "a rejection before an approval" "$reject" "SELECT race.approve('$id', 3)" 0 409002
+is "it is not done" "$(state "$id") $(sql races -c "SELECT count(*) FROM kms.purposes WHERE purpose = 'transcoding'")" "rejected 1 0"
+soon() { sql races -c "SET session_replication_role = replica" -c "UPDATE kms.approvals SET expires_at = clock_timestamp() + interval '$2' WHERE approval_id = '$1'"; }
+id=$(propose "'purpose.enable', '{\"org\":\"acme\",\"purpose\":\"transcoding\"}', 2, 3")
+soon "$id" 1s
+first "SELECT race.approve('$id', 2)" 1.5
+sleep 1
+second "SELECT kms.approvals_expire()"
+is "who votes in time is not swept away" "$first $second $(state "$id")" "0 done 0 done 2"
+id=$(propose "'audit.suspend', '{}', 2, 3")
+soon "$id" 0s
+race "an approval beside its expiry" "SELECT kms.approvals_expire()" "SELECT race.approve('$id', 2)" 1 409002
+is "it has expired" "$(state "$id")" "expired 1"
+id=$(propose "'audit.suspend', '{}', 2, 3")
+race "an operation beside its own first run: approve" "SELECT race.approve('$id', 2, 'officer', 'vote')" "SELECT race.approve('$id', 2, 'officer', 'vote')" "0 done" "0 done"
+race "an operation beside its own first run: propose" "SELECT race.act('key.destroy', jsonb_build_object('key', race.id('k1')), 'ask')" \
+    "SELECT race.act('key.destroy', jsonb_build_object('key', race.id('k1')), 'ask')" 0 "ERROR:  40001"
+is "run again" "$(sql races -c "SELECT race.act('key.destroy', jsonb_build_object('key', race.id('k1')), 'ask')")" 0
+
+# What is looked at is changed meanwhile.
+id=$(propose "'service.add', race.service('scan'), 2, 3")
+race "two registrations of one name" "SELECT race.approve('$id', 2)" "SELECT race.act('service.add', race.service('scan', 7))" "0 done" 0
+id=$(propose "'service.change', race.service('scan', 2), 2, 3")
+id2=$(propose "'service.change', race.service('scan', 3), 2, 3")
+race "two changes of what both officers saw" "SELECT race.approve('$id', 2)" "SELECT race.approve('$id2', 3)" "0 done" 409002
+is "the first holds" "$(sql races -c "SELECT rate FROM kms.services WHERE service = 'scan'")" 2
+id=$(propose "'matter.open', race.matter('one'), 2, 3")
+close="SELECT race.act('matter.close', jsonb_build_object('matter', '$id'))"
+race "a matter approved, then closed at once" "SELECT race.approve('$id', 2)" "$close" "0 done" 0
+is "it is closed" "$(sql races -c "SELECT kms.matter_show('$id') ->> 'state'")" closed
+id=$(propose "'matter.open', race.matter('two'), 2, 3")
+close="SELECT race.act('matter.close', jsonb_build_object('matter', '$id'))"
+race "a matter closed while it is being approved" "$close" "SELECT race.approve('$id', 2)" 0 409002
+is "it never opened" "$(sql races -c "SELECT (kms.matter_show('$id') ->> 'state') || ' ' || (SELECT count(*) FROM kms.entries WHERE action = 'matter.open' AND verdict = 0 AND matter_id = '$id')")" "closed 0"
+
+# A change of rules waits for the releases under the old ones, and those after it for the change.
+first "SELECT kms.policy_share()" 2
+second "SET lock_timeout = '100ms'; SELECT race.act('purpose.disable', '{\"org\":\"acme\",\"purpose\":\"dlp\"}')"
+is "a purpose is not turned off while somebody releases" "$second" "ERROR:  55P03"
+race "somebody releases while a purpose is turned off" "SELECT race.act('purpose.disable', '{\"org\":\"acme\",\"purpose\":\"dlp\"}')" \
+    "SELECT kms.policy_share(); SELECT enabled FROM kms.purposes WHERE purpose = 'dlp'" 0 "
+f"
+
+# Destruction against who binds.
+r5=$(sql races -c "SELECT race.resource('alice')")
+sql races -c "SELECT race.keys('alice', '{d1,d2,d3}')" -c "SELECT race.bind('alice', '{d1}', '{$r5}')" >/dev/null
+id=$(propose "'resource.destroy', jsonb_build_object('resource', '$r5'), 2, 3")
+race "a key is bound to what is being destroyed" "SELECT race.approve('$id', 2)" "SELECT race.bind('alice', '{d2}', '{$r5}')" "0 done" 410001
+r6=$(sql races -c "SELECT race.resource('alice')")
+id=$(propose "'resource.destroy', jsonb_build_object('resource', '$r6'), 2, 3")
+race "what a key is being bound to is destroyed" "SELECT race.bind('alice', '{d3}', '{$r6}')" "SELECT race.approve('$id', 2)" 0 "0 done"
+is "nothing of either is left" "$(sql races -c "SELECT count(*), count(k.blob) FROM kms.content_keys k WHERE resource_id IN ('$r5', '$r6')")" "2|0"
+is "and each is on record" "$(sql races -c "SELECT count(*) FROM kms.entries e CROSS JOIN unnest(e.key_ids) WHERE e.action = 'resource.destroy' AND e.kind = 'operator' AND e.resource_id IN ('$r5', '$r6')")" 2
+
+# Many calls that cross: the same few rows in any order.  Locks are taken in one order, so nobody dies of a deadlock.
 sql races -c "SELECT race.keys('alice', ARRAY(SELECT 'x' || i FROM generate_series(1, 400) i))" >/dev/null
 sql races -c "CREATE TABLE race.spaces AS SELECT i, race.resource('alice') AS id FROM generate_series(1, 6) i"
 cat >"$dir/cross.sql" <<'SQL'

@@ -2,7 +2,7 @@
 if UNIT_TESTS
 check_PROGRAMS += tests/unit/test_client
 TESTS += tests/unit/test_client
-tests_unit_test_client_SOURCES = tests/unit/test_client.c \
+tests_unit_test_client_SOURCES = tests/unit/test_client.c tests/unit/certs.c tests/unit/certs.h \
 	kms/client.c kms/client.h \
 	kms/clock.c kms/clock.h \
 	kms/https.c kms/https.h \

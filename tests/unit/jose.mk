@@ -8,6 +8,7 @@ jose_tests = \
 	tests/unit/test_jws \
 	tests/unit/test_jwt \
 	tests/unit/test_kdf \
+	tests/unit/test_proof \
 	tests/unit/test_wipe \
 	tests/unit/test_vectors_cjose \
 	tests/unit/test_vectors_jose \
@@ -50,6 +51,10 @@ tests_unit_test_kdf_SOURCES = tests/unit/test_kdf.c $(jose_vectors)
 tests_unit_test_kdf_CPPFLAGS = $(jose_cppflags)
 tests_unit_test_kdf_CFLAGS = $(jose_cflags)
 tests_unit_test_kdf_LDADD = $(jose_libs)
+tests_unit_test_proof_SOURCES = tests/unit/test_proof.c
+tests_unit_test_proof_CPPFLAGS = $(jose_cppflags)
+tests_unit_test_proof_CFLAGS = $(jose_cflags)
+tests_unit_test_proof_LDADD = $(jose_libs)
 tests_unit_test_wipe_SOURCES = tests/unit/test_wipe.c
 tests_unit_test_wipe_CPPFLAGS = $(jose_cppflags)
 tests_unit_test_wipe_CFLAGS = $(jose_cflags)
@@ -79,5 +84,6 @@ EXTRA_DIST += \
 	tests/unit/data/channel.json \
 	tests/unit/data/jwe_dir.json \
 	tests/unit/data/jwe_rsa.json \
+	tests/unit/data/jwe_to.json \
 	tests/unit/data/rfc_jwe.json \
 	tests/unit/data/rfc_jws.json

@@ -24,6 +24,8 @@
 #include "proto/jwe.h"
 #include "proto/jwk.h"
 #include "proto/jwt.h"
+#include "proto/secret.h"
+#include "tests/unit/certs.h"
 
 #define DOMAIN "kms.example.org"
 #define KID    "kms://" DOMAIN "/keys/static-1"
@@ -370,4 +372,115 @@ ParameterizedTest(struct state *row, client, minds_who_can_read_its_state)
     cr_assert_null(client_channel(c));
     client_free(c);
     unlink(name);
+}
+
+struct files {
+    char name[40];
+    char cert[16], key[16];
+    int want;
+    char says[40];
+};
+
+ParameterizedTestParameters(client, a_service_needs_a_certificate_and_its_key)
+{
+    static struct files rows[] = {
+        {"EC P-256", "ec.pem", "ec.key", KMS_OK, ""},
+        {"RSA", "rsa.pem", "rsa.key", KMS_OK, ""},
+        {"the other's key", "ec.pem", "rsa.key", KMS_ERR_CONFIG, "not the key"},
+        {"no certificate file", "none", "ec.key", KMS_ERR_CONFIG, "No such file"},
+        {"no key file", "ec.pem", "none", KMS_ERR_CONFIG, "No such file"},
+        {"a key for a certificate", "ec.key", "ec.key", KMS_ERR_CONFIG, "no certificate"},
+        {"a certificate for a key", "ec.pem", "ec.pem", KMS_ERR_CONFIG, "no private key"},
+        {"another curve", "p384.pem", "p384.key", KMS_ERR_CONFIG, "neither RSA"},
+    };
+
+    return PARAMS(rows);
+}
+
+ParameterizedTest(struct files *row, client, a_service_needs_a_certificate_and_its_key)
+{
+    static const char *const names[] = {"ec", "rsa", "p384"};
+    struct client_options o = {
+        .url = "https://127.0.0.1:1", .domain = DOMAIN, .client_id = "c", .timeout = 1};
+    EVP_PKEY *keys[] = {EVP_EC_gen("P-256"), EVP_RSA_gen(2048), EVP_EC_gen("P-384")};
+    char file[16];
+    struct client *c;
+    X509 *cert;
+    size_t i;
+
+    for (i = 0; i < 3; i++) {
+        cert = certs_make("dlp", keys[i], NULL, NULL);
+        snprintf(file, sizeof(file), "%s.pem", names[i]);
+        certs_put_cert(file, cert);
+        snprintf(file, sizeof(file), "%s.key", names[i]);
+        certs_put_key(file, keys[i]);
+        X509_free(cert);
+        EVP_PKEY_free(keys[i]);
+    }
+    o.cert_file = certs_path(row->cert);
+    o.key_file = certs_path(row->key);
+    for (i = 0; i < 2; i++) {
+        o.relay = i == 1;
+        cr_expect_eq(client_new(&c, &o), row->want, "%s: %s", row->name, client_error(c));
+        cr_expect_not_null(strstr(client_error(c), row->says), "%s", client_error(c));
+        client_free(c);
+    }
+    certs_clean();
+}
+
+/* An answer with one key, sealed to a public key as the JWK of kid and k. */
+static json_t *
+sealed_answer(EVP_PKEY *to, const char *uri, const char *kid, size_t len)
+{
+    unsigned char bytes[32] = {7};
+    struct buf text = BUF_INIT, jwe = BUF_INIT;
+    json_t *jwk = jwk_from_oct(kid, bytes), *answer;
+
+    if (len != 32)
+        json_object_set_new(jwk, "k", json_string("AAAA"));
+    cr_assert_eq(kms_json_put(&text, jwk), KMS_OK);
+    cr_assert_eq(jwe_seal_to(&jwe, to, NULL, "jwk+json", text.data, text.len), KMS_OK);
+    answer = json_pack("{s:[{s:s,s:s}]}", "keys", "uri", uri, "jwe", buf_str(&jwe));
+    json_decref(jwk);
+    buf_release(&text);
+    buf_release(&jwe);
+    return answer;
+}
+
+Test(client, sealed_keys_are_opened_if_they_are_what_they_say)
+{
+#define URI(n) "kms://" DOMAIN "/keys/0f8fad5b-d9cb-469f-a165-70867728950" #n
+    struct client_options o = {.url = "https://127.0.0.1:1",
+                               .domain = DOMAIN,
+                               .token = "t",
+                               .client_id = "c",
+                               .timeout = 1};
+    EVP_PKEY *mine = EVP_EC_gen("P-256"), *other = EVP_EC_gen("P-256");
+    json_t *answer, *key;
+    struct client *c;
+
+    cr_assert_neq(secret_heap_init(65536), KMS_ERR_NOMEM);
+    cr_assert_eq(client_new(&c, &o), KMS_OK);
+    answer = sealed_answer(mine, URI(1), URI(1), 32);
+    cr_assert_eq(client_open_keys(c, answer, mine), KMS_OK, "%s", client_error(c));
+    key = json_array_get(json_object_get(answer, "keys"), 0);
+    cr_expect_null(json_object_get(key, "jwe"));
+    cr_expect_str_eq(json_string_value(json_object_get(json_object_get(key, "jwk"), "kid")),
+                     URI(1));
+    cr_expect_eq(client_open_keys(c, answer, mine), KMS_OK, "keys that are open stay so");
+    json_decref(answer);
+    answer = sealed_answer(mine, URI(1), URI(2), 32);
+    cr_expect_eq(client_open_keys(c, answer, mine), KMS_ERR_CRYPTO, "another key in its place");
+    json_decref(answer);
+    answer = sealed_answer(mine, URI(1), URI(1), 3);
+    cr_expect_eq(client_open_keys(c, answer, mine), KMS_ERR_CRYPTO, "no AES-256 key");
+    json_decref(answer);
+    answer = sealed_answer(other, URI(1), URI(1), 32);
+    cr_expect_eq(client_open_keys(c, answer, mine), KMS_ERR_CRYPTO, "not for us");
+    key = json_array_get(json_object_get(answer, "keys"), 0);
+    cr_expect_null(json_object_get(key, "jwk"));
+    json_decref(answer);
+    client_free(c);
+    EVP_PKEY_free(mine);
+    EVP_PKEY_free(other);
 }

@@ -505,3 +505,188 @@ Test(jwe, the_examples_of_the_rfcs_open_or_are_refused)
     json_decref(rows);
     buf_release(&plain);
 }
+
+/* What a receiver reads in the header of a message to his key: a new object. */
+static json_t *
+header_of(const struct buf *compact)
+{
+    const char *dot = strchr(buf_str(compact), '.');
+    struct buf json = BUF_INIT;
+    json_t *header;
+
+    cr_assert_not_null(dot);
+    cr_assert_eq(b64url_get(&json, buf_str(compact), (size_t)(dot - buf_str(compact))), KMS_OK);
+    cr_assert_eq(kms_json_parse(&header, buf_str(&json), json.len), KMS_OK);
+    buf_release(&json);
+    return header;
+}
+
+Test(jwe, what_is_sealed_to_a_public_key_opens_with_its_private_half)
+{
+    static const char *const algs[] = {"RSA-OAEP-256", "RSA-OAEP-256", "ECDH-ES"};
+    EVP_PKEY *keys[] = {EVP_RSA_gen(2048), EVP_RSA_gen(4096), EVP_EC_gen("P-256")};
+    EVP_PKEY *others[] = {EVP_RSA_gen(2048), EVP_RSA_gen(4096), EVP_EC_gen("P-256")};
+    struct buf compact = BUF_INIT, plain = BUF_INIT;
+    json_t *header;
+    size_t i;
+
+    for (i = 0; i < N(keys); i++) {
+        buf_reset(&compact);
+        buf_reset(&plain);
+        cr_assert_eq(jwe_seal_to(&compact, keys[i], KID, "jwk+json", "text", 4), KMS_OK);
+        header = header_of(&compact);
+        cr_expect_str_eq(text_of(header, "alg"), algs[i]);
+        cr_expect_str_eq(text_of(header, "enc"), "A256GCM");
+        cr_expect_str_eq(text_of(header, "kid"), KID);
+        cr_expect_str_eq(text_of(header, "cty"), "jwk+json");
+        cr_expect_eq(json_object_size(header), i == 2 ? 5 : 4);
+        json_decref(header);
+        cr_expect_eq(jwe_open_to(buf_str(&compact), compact.len, keys[i], &plain), KMS_OK);
+        cr_expect_str_eq(buf_str(&plain), "text");
+        cr_expect_eq(jwe_open_to(buf_str(&compact), compact.len, others[i], &plain),
+                     KMS_ERR_CRYPTO);
+        cr_expect_str_eq(buf_str(&plain), "text");
+        cr_expect_neq(jwe_open_to(buf_str(&compact), compact.len, keys[(i + 2) % 3], &plain),
+                      KMS_OK);
+        compact.data[compact.len - 1] = compact.data[compact.len - 1] == 'A' ? 'Q' : 'A';
+        cr_expect_eq(jwe_open_to(buf_str(&compact), compact.len, keys[i], &plain), KMS_ERR_CRYPTO);
+        buf_reset(&compact);
+        buf_reset(&plain);
+        cr_assert_eq(jwe_seal_to(&compact, keys[i], NULL, NULL, "", 0), KMS_OK);
+        cr_expect_eq(jwe_open_to(buf_str(&compact), compact.len, keys[i], &plain), KMS_OK);
+        cr_expect_eq(plain.len, 0);
+        cr_expect_eq(ERR_peek_error(), 0);
+    }
+    for (i = 0; i < N(keys); i++) {
+        EVP_PKEY_free(keys[i]);
+        EVP_PKEY_free(others[i]);
+    }
+    buf_release(&compact);
+    buf_release(&plain);
+}
+
+Test(jwe, is_sealed_to_no_key_of_another_kind_and_under_no_unfit_name)
+{
+    EVP_PKEY *bad[] = {EVP_RSA_gen(1024), EVP_EC_gen("P-384"), EVP_EC_gen("secp256k1"),
+                       EVP_PKEY_Q_keygen(NULL, NULL, "ED25519"),
+                       EVP_PKEY_Q_keygen(NULL, NULL, "X25519")};
+    EVP_PKEY *good = EVP_EC_gen("P-256");
+    struct buf out = BUF_INIT;
+    size_t i;
+
+    cr_assert_eq(buf_puts(&out, "kept"), KMS_OK);
+    for (i = 0; i < N(bad); i++) {
+        cr_expect_eq(jwe_seal_to(&out, bad[i], NULL, NULL, "x", 1),
+                     i == 0 ? KMS_ERR_KEY : KMS_ERR_ALGORITHM, "%zu", i);
+        EVP_PKEY_free(bad[i]);
+    }
+    cr_expect_eq(jwe_seal_to(&out, good, "a\"b", NULL, "x", 1), KMS_ERR_HEADER);
+    cr_expect_eq(jwe_seal_to(&out, good, NULL, "a\"b", "x", 1), KMS_ERR_HEADER);
+    cr_expect_eq(jwe_seal_to(&out, good, NULL, A64, "x", 1), KMS_ERR_HEADER);
+    cr_expect_str_eq(buf_str(&out), "kept");
+    cr_expect_eq(ERR_peek_error(), 0);
+    EVP_PKEY_free(good);
+    buf_release(&out);
+}
+
+/* Each message has a fresh key: nothing of two of one text is alike. */
+Test(jwe, no_two_messages_to_one_public_key_share_an_ephemeral_key)
+{
+    EVP_PKEY *to = EVP_EC_gen("P-256");
+    struct buf a = BUF_INIT, b = BUF_INIT;
+    json_t *ha, *hb;
+
+    cr_assert_eq(jwe_seal_to(&a, to, NULL, NULL, "x", 1), KMS_OK);
+    cr_assert_eq(jwe_seal_to(&b, to, NULL, NULL, "x", 1), KMS_OK);
+    ha = header_of(&a);
+    hb = header_of(&b);
+    cr_expect(!json_equal(json_object_get(ha, "epk"), json_object_get(hb, "epk")));
+    cr_expect_null(json_object_get(json_object_get(ha, "epk"), "d"));
+    cr_expect_eq(json_object_size(json_object_get(ha, "epk")), 4);
+    json_decref(ha);
+    json_decref(hb);
+    EVP_PKEY_free(to);
+    buf_release(&a);
+    buf_release(&b);
+}
+
+Test(jwe, the_server_s_own_reader_takes_no_ecdh_es)
+{
+    EVP_PKEY *to = EVP_EC_gen("P-256");
+    struct buf compact = BUF_INIT;
+    struct jwe jwe;
+
+    cr_assert_eq(jwe_seal_to(&compact, to, NULL, NULL, "x", 1), KMS_OK);
+    cr_expect_eq(jwe_parse(&jwe, buf_str(&compact), compact.len), KMS_ERR_HEADER);
+    EVP_PKEY_free(to);
+    buf_release(&compact);
+}
+
+Test(jwe, of_a_message_to_a_p256_key_every_header_but_ours_is_refused)
+{
+#define XY     "\"x\":\"gI0GAILBdu7T53akrFmMyGcsF3n5dO7MmwNBHKW5SV0\","
+#define EPK(y) "\"epk\":{\"kty\":\"EC\",\"crv\":\"P-256\"," XY "\"y\":\"" y "\"}"
+#define GOOD_Y "SLW_xSffzlPWrHEVI30DHM_4egVwt3NQqeUD7nMFpps"
+    static const struct {
+        const char *header;
+        int want;
+    } rows[] = {
+        {"{\"alg\":\"ECDH-ES\",\"enc\":\"A256GCM\"," EPK(GOOD_Y) "}", KMS_ERR_CRYPTO},
+        {"{\"alg\":\"ECDH-ES\",\"enc\":\"A256GCM\"}", KMS_ERR_MEMBER},
+        {"{\"alg\":\"ECDH-ES\",\"enc\":\"A256GCM\",\"epk\":\"x\"}", KMS_ERR_MEMBER},
+        {"{\"alg\":\"ECDH-ES\",\"enc\":\"A256GCM\"," EPK(
+             "4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM") "}",
+         KMS_ERR_KEY},
+        {"{\"alg\":\"ECDH-ES\",\"enc\":\"A128GCM\"," EPK(GOOD_Y) "}", KMS_ERR_ALGORITHM},
+        {"{\"alg\":\"ECDH-ES+A256KW\",\"enc\":\"A256GCM\"," EPK(GOOD_Y) "}", KMS_ERR_ALGORITHM},
+        {"{\"alg\":\"dir\",\"enc\":\"A256GCM\"," EPK(GOOD_Y) "}", KMS_ERR_ALGORITHM},
+        {"{\"alg\":\"ECDH-ES\",\"enc\":\"A256GCM\",\"apu\":\"QQ\"," EPK(GOOD_Y) "}",
+         KMS_ERR_HEADER},
+        {"{\"alg\":\"ECDH-ES\",\"enc\":\"A256GCM\",\"zip\":\"DEF\"," EPK(GOOD_Y) "}",
+         KMS_ERR_HEADER},
+        {"{\"alg\":\"ECDH-ES\",\"enc\":\"A256GCM\",\"crit\":[]," EPK(GOOD_Y) "}", KMS_ERR_HEADER},
+        {"{\"alg\":\"ECDH-ES\",\"alg\":\"ECDH-ES\",\"enc\":\"A256GCM\"," EPK(GOOD_Y) "}",
+         KMS_ERR_DUPLICATE},
+        {"[]", KMS_ERR_MEMBER},
+    };
+    EVP_PKEY *priv = EVP_EC_gen("P-256");
+    struct buf compact = BUF_INIT, plain = BUF_INIT;
+    size_t i;
+
+    for (i = 0; i < N(rows); i++) {
+        compose(&compact, rows[i].header, ".." IV ".AAAA." TAG);
+        cr_expect_eq(jwe_open_to(buf_str(&compact), compact.len, priv, &plain), rows[i].want, "%s",
+                     rows[i].header);
+        cr_expect_eq(plain.len, 0);
+        cr_expect_eq(ERR_peek_error(), 0);
+    }
+    compose(&compact, rows[0].header, ".AAAA." IV ".AAAA." TAG);
+    cr_expect_eq(jwe_open_to(buf_str(&compact), compact.len, priv, &plain), KMS_ERR_LENGTH,
+                 "an encrypted key where there is none");
+    EVP_PKEY_free(priv);
+    buf_release(&compact);
+    buf_release(&plain);
+}
+
+Test(jwe, opens_what_node_jose_sealed_to_a_public_key)
+{
+    json_t *rows = data_load("jwe_to.json"), *row;
+    struct buf plain = BUF_INIT;
+    EVP_PKEY *priv;
+    size_t i;
+
+    cr_assert_gt(json_array_size(rows), 0);
+    json_array_foreach(rows, i, row)
+    {
+        const char *compact = text_of(row, "compact");
+
+        priv = private_from_jwk(json_object_get(row, "key"));
+        buf_reset(&plain);
+        cr_expect_eq(jwe_open_to(compact, strlen(compact), priv, &plain), KMS_OK, "%s",
+                     text_of(row, "alg"));
+        cr_expect_str_eq(buf_str(&plain), text_of(row, "plain"));
+        EVP_PKEY_free(priv);
+    }
+    json_decref(rows);
+    buf_release(&plain);
+}

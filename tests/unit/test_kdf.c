@@ -139,3 +139,58 @@ Test(kdf, a_peer_of_another_kind_is_refused)
     EVP_PKEY_free(p384);
     EVP_PKEY_free(x25519);
 }
+
+/* RFC 7518 appendix C: Alice's ephemeral pair, Bob's pair, A128GCM. */
+Test(kdf, concat_kdf_gives_the_example_of_rfc_7518)
+{
+    json_t *alice = json_pack("{s:s,s:s,s:s,s:s,s:s}", "kty", "EC", "crv", "P-256", "x",
+                              "gI0GAILBdu7T53akrFmMyGcsF3n5dO7MmwNBHKW5SV0", "y",
+                              "SLW_xSffzlPWrHEVI30DHM_4egVwt3NQqeUD7nMFpps", "d",
+                              "0_NxaRPUMQoAJt50Gz8YiTr8gRTwyEaCumd-MToTmIo");
+    json_t *bob = json_pack("{s:s,s:s,s:s,s:s}", "kty", "EC", "crv", "P-256", "x",
+                            "weNJy2HscCSM6AEDTDg04biOvhFhyyWvOHQfeF_PxMQ", "y",
+                            "e8lnCO-AlStT-NJVX-crhB7QRYhiix03illJOVAOyck");
+    EVP_PKEY *mine = private_from_jwk(alice), *peer;
+    static const unsigned char shared[32] = {158, 86,  217, 29,  129, 113, 53,  211, 114, 131, 66,
+                                             131, 191, 132, 38,  156, 251, 49,  110, 163, 218, 128,
+                                             106, 72,  246, 218, 167, 121, 140, 254, 144, 196};
+    unsigned char z[32], out[16];
+    struct buf want = BUF_INIT;
+
+    cr_assert_eq(jwk_get_p256(&peer, bob), KMS_OK);
+    cr_assert_eq(ecdh_shared(z, mine, peer), KMS_OK);
+    cr_expect_arr_eq(z, shared, sizeof(z));
+    cr_assert_eq(concat_kdf_sha256(out, sizeof(out), z, sizeof(z), "A128GCM",
+                                   (const unsigned char *)"Alice", 5, (const unsigned char *)"Bob",
+                                   3),
+                 KMS_OK);
+    put_b64url(&want, "VqqN6vgjbSBcIijNcacQGg");
+    cr_assert_eq(want.len, sizeof(out));
+    cr_expect_arr_eq(out, want.data, sizeof(out));
+    buf_release(&want);
+    json_decref(alice);
+    json_decref(bob);
+    EVP_PKEY_free(mine);
+    EVP_PKEY_free(peer);
+}
+
+/* A second opinion on what the RFC's example does not show: 32 bytes, no infos.  SHA-256 of a round
+ * number, z and OtherInfo. */
+Test(kdf, concat_kdf_of_a256gcm_is_one_round_of_sha_256)
+{
+    unsigned char text[4 + 32 + 4 + 7 + 4 + 4 + 4] = {0, 0, 0, 1}, want[32], got[32], *p;
+
+    memset(text + 4, 0x5a, 32);
+    p = text + 36;
+    memcpy(p,
+           "\0\0\0\7"
+           "A256GCM"
+           "\0\0\0\0"
+           "\0\0\0\0"
+           "\0\0\1\0",
+           23);
+    EVP_Q_digest(NULL, "SHA256", NULL, text, sizeof(text), want, NULL);
+    cr_assert_eq(concat_kdf_sha256(got, 32, text + 4, 32, "A256GCM", NULL, 0, NULL, 0), KMS_OK);
+    cr_expect_arr_eq(got, want, 32);
+    cr_expect_eq(concat_kdf_sha256(got, 0, text, 32, "A256GCM", NULL, 0, NULL, 0), KMS_ERR_LENGTH);
+}

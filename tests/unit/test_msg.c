@@ -62,7 +62,13 @@ ParameterizedTestParameters(msg, finds_the_op_by_method_and_uri)
         {"\"method\":\"delete\",\"uri\":\"/authorizations\",\"resourceUri\":\"/resources/" ID
          "\",\"userIds\":[\"bob\"]",
          0, OP_AUTHORIZATION_DELETE},
+        {"\"method\":\"retrieve\",\"uri\":\"/resources/" ID "/releases\"", 0, OP_RELEASES},
+        {"\"method\":\"retrieve\",\"uri\":\"/purposes/nosuch/keys\"", 0, OP_PURPOSE_KEYS},
+        {"\"method\":\"retrieve\",\"uri\":\"/matters/" ID "/keys\"", 0, OP_MATTER_KEYS},
 
+        {"\"method\":\"retrieve\",\"uri\":\"/matters/nouuid/keys\"", 404001, 0},
+        {"\"method\":\"update\",\"uri\":\"/matters/" ID "/keys\"", 400002, 0},
+        {"\"method\":\"delete\",\"uri\":\"/resources/" ID "/releases\"", 400002, 0},
         {"\"uri\":\"/ping\"", 400002, 0},
         {"\"method\":\"patch\",\"uri\":\"/ping\"", 400002, 0},
         {"\"method\":\"Update\",\"uri\":\"/ping\"", 400002, 0},
@@ -115,6 +121,9 @@ ParameterizedTestParameters(msg, checks_every_member)
     "\"method\":\"create\",\"uri\":\"/authorizations\",\"resourceUri\":\"/resources/" ID "\""
 #define LIST "\"method\":\"retrieve\",\"uri\":\"/resources/" ID "/keys\""
 #define BIND "\"method\":\"update\",\"uri\":\"/keys/" ID "\""
+#define GET  "\"method\":\"retrieve\",\"uri\":\"/keys/" ID "\""
+#define WALK "\"method\":\"retrieve\",\"uri\":\"/purposes/indexing/keys\""
+#define CASE "\"method\":\"retrieve\",\"uri\":\"/matters/" ID "/keys\""
 #define BULK "\"method\":\"delete\",\"uri\":\"/authorizations\""
     static struct member rows[] = {
         {KEYS, 400002},
@@ -155,6 +164,48 @@ ParameterizedTestParameters(msg, checks_every_member)
         {RES ",\"ttl\":3600", 0},
         {RES ",\"ttl\":\"1h\"", 0},
         {RES ",\"ttl\":99999999999999999999", 400002},
+        {RES ",\"kind\":\"space\"", 0},
+        {RES ",\"kind\":\"meeting\"", 0},
+        {RES ",\"kind\":\"calendar\"", 0},
+        {RES ",\"kind\":\"Space\"", 400002},
+        {RES ",\"kind\":\"\"", 400002},
+        {RES ",\"kind\":\"room\"", 400002},
+        {RES ",\"kind\":0", 400002},
+        {RES ",\"kind\":null", 400002},
+        {GET ",\"purpose\":\"dlp\"", 0},
+        {GET ",\"purpose\":\"no such purpose\"", 0},
+        {GET ",\"purpose\":\"\"", 400002},
+        {GET ",\"purpose\":7", 400002},
+        {GET ",\"purpose\":[\"dlp\"]", 400002},
+        {GET ",\"purpose\":\"a\\nb\"", 400002},
+        {GET ",\"purpose\":"
+             "\"0123456789012345678901234567890123456789012345678901234567890123\"",
+         0},
+        {GET ",\"purpose\":"
+             "\"01234567890123456789012345678901234567890123456789012345678901234\"",
+         400002},
+        {GET ",\"matter\":\"" ID "\"", 0},
+        {GET ",\"matter\":\"the big one\"", 0}, /* an unknown matter */
+        {GET ",\"matter\":\"\"", 400002},
+        {GET ",\"matter\":null", 400002},
+        {GET ",\"cursor\":\"AAAA\"", 0},
+        {GET ",\"cursor\":\"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\"", 0},
+        {GET ",\"cursor\":\"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\"", 400002},
+        {GET ",\"cursor\":\"AAAA=\"", 400002},
+        {GET ",\"cursor\":\"\"", 400002},
+        {GET ",\"cursor\":0", 400002},
+        {WALK, 0},
+        {WALK ",\"count\":1000", 0},
+        {WALK ",\"count\":1001", 400002},
+        {WALK ",\"count\":0", 400002},
+        {WALK ",\"purpose\":\"indexing\"", 0},
+        {WALK ",\"purpose\":\"dlp\"", 400002},
+        {CASE, 0},
+        {CASE ",\"count\":1001", 400002},
+        {CASE ",\"matter\":\"" ID "\"", 0},
+        {CASE ",\"matter\":\"" ID2 "\"", 400002},
+        {CASE ",\"matter\":\"x\"", 400002},
+        {CASE ",\"purpose\":\"dlp\"", 0}, /* SQL refuses it */
         {AUTH, 400002},
         {AUTH ",\"authIds\":[]", 400002},
         {AUTH ",\"authIds\":[],\"anonymous\":0", 400002},
@@ -417,6 +468,97 @@ Test(msg, an_authorisation_is_named_by_its_uri_or_by_grantee)
     cr_assert_eq(req.n_auth_ids, 1);
     cr_assert(req.auth_ids[0].is_resource);
     kms_request_release(&req);
+}
+
+Test(msg, what_a_service_asks_with_is_read)
+{
+    static const char text[] =
+        "{\"method\":\"retrieve\",\"uri\":\"/resources/" ID "/keys\",\"count\":7,"
+        "\"purpose\":\"ediscovery\",\"matter\":\"" ID2 "\",\"cursor\":\"AQID\"}";
+    struct kms_request req;
+    char id[UUID_TEXT + 1];
+    const char *why;
+
+    cr_assert_eq(parse(&req, text, &why), KMS_CODE_OK);
+    cr_expect_str_eq(req.purpose, "ediscovery");
+    cr_assert(req.has_matter);
+    uuid_format(id, &req.matter);
+    cr_expect_str_eq(id, ID2);
+    cr_assert_eq(req.cursor_len, 3);
+    cr_expect_arr_eq(req.cursor, "\1\2\3", 3);
+    cr_expect_eq(req.count, 7);
+    kms_request_release(&req);
+}
+
+Test(msg, of_a_walk_the_uri_says_purpose_and_matter)
+{
+    static const struct uuid nil;
+    struct kms_request req;
+    const char *why;
+
+    cr_assert_eq(parse(&req, "{" WALK "}", &why), KMS_CODE_OK);
+    cr_expect_str_eq(req.purpose, "indexing");
+    cr_expect(!req.has_matter && req.cursor_len == 0 && req.count == 0);
+    kms_request_release(&req);
+    cr_assert_eq(parse(&req, "{" CASE "}", &why), KMS_CODE_OK);
+    cr_expect_null(req.purpose);
+    cr_assert(req.has_matter);
+    cr_expect_arr_eq(req.matter.b, req.uri.id.b, UUID_LEN);
+    kms_request_release(&req);
+    cr_assert_eq(parse(&req, "{" GET ",\"matter\":\"nosuch\"}", &why), KMS_CODE_OK);
+    cr_assert(req.has_matter);
+    cr_expect_arr_eq(req.matter.b, nil.b, UUID_LEN, "what is no UUID is no matter that there is");
+    kms_request_release(&req);
+}
+
+Test(msg, a_resource_is_of_the_kind_that_was_said)
+{
+    static const char *const names[] = {"space", "meeting", "file", "whiteboard", "calendar"};
+    struct kms_request req;
+    const char *why;
+    char text[256];
+    size_t i;
+
+    for (i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        snprintf(text, sizeof(text), "{" RES ",\"kind\":\"%s\"}", names[i]);
+        cr_assert_eq(parse(&req, text, &why), KMS_CODE_OK);
+        cr_expect_str_eq(kms_kind_name(req.kind), names[i]);
+        kms_request_release(&req);
+    }
+    cr_assert_eq(parse(&req, "{" RES "}", &why), KMS_CODE_OK);
+    cr_expect_eq(req.kind, KMS_KIND_SPACE);
+    kms_request_release(&req);
+}
+
+Test(msg, the_credential_of_a_service_is_handed_on)
+{
+    static const struct {
+        const char *credential;
+        int code;
+        bool jwk, proof;
+    } rows[] = {
+        {"{}", 0, false, false},
+        {"{\"jwk\":{\"kty\":\"EC\"}}", 0, true, false},
+        {"{\"jwk\":{},\"proof\":\"a.b.c\"}", 0, true, true},
+        {"{\"jwk\":\"{}\"}", 400002, false, false},
+        {"{\"jwk\":[]}", 400002, false, false},
+        {"{\"jwk\":null}", 400002, false, false},
+        {"{\"jwk\":{},\"proof\":{}}", 400002, true, false},
+    };
+    struct kms_request req;
+    const char *why;
+    char text[512];
+    size_t i;
+
+    for (i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        snprintf(text, sizeof(text),
+                 "{\"method\":\"update\",\"uri\":\"/ping\",\"client\":{\"credential\":%s}}",
+                 rows[i].credential);
+        cr_expect_eq(parse(&req, text, &why), rows[i].code, "%s", rows[i].credential);
+        cr_expect_eq(req.cred_jwk != NULL, rows[i].jwk, "%s", rows[i].credential);
+        cr_expect_eq(req.proof != NULL, rows[i].proof, "%s", rows[i].credential);
+        kms_request_release(&req);
+    }
 }
 
 /* A create /ecdhe with the members of jwk that are given besides those of a fresh key. */

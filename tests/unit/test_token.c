@@ -64,7 +64,7 @@ counted(enum counter c)
 
 static void
 provide(void *ctx, uint64_t conn, const struct http_request *http, const char *body, size_t len,
-        const char *peer, X509 *certificate)
+        const char *peer, STACK_OF(X509) * chain)
 {
     struct buf out = BUF_INIT;
     json_t *set;

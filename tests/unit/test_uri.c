@@ -49,6 +49,10 @@ ParameterizedTestParameters(uri, reads_every_form)
          URI_RESOURCE_AUTHORIZATIONS, true, "kms://x/resources/" ID},
         {"/authorizations", URI_AUTHORIZATIONS, false, ""},
         {"/authorizations/" ID, URI_AUTHORIZATION, true, ""},
+        {"/resources/" ID "/releases", URI_RESOURCE_RELEASES, true, ""},
+        {"/matters/" ID "/keys", URI_MATTER_KEYS, true, ""},
+        {"/purposes/indexing/keys", URI_PURPOSE_KEYS, false, ""},
+        {"kms://" DOMAIN "/purposes/" ID "/keys", URI_PURPOSE_KEYS, false, ""},
     };
 
     return PARAMS(rows);
@@ -92,7 +96,18 @@ ParameterizedTestParameters(uri, refuses_what_is_malformed_or_elsewhere)
         {"/resources/" ID "/recordings", KMS_ERR_SYNTAX},
         {"/cmk", KMS_ERR_SYNTAX},
         {"/publicKey", KMS_ERR_SYNTAX},
-        {"/matters/" ID "/keys", KMS_ERR_SYNTAX},
+        {"/matters/" ID, KMS_ERR_SYNTAX},
+        {"/matters", KMS_ERR_SYNTAX},
+        {"/matters/" ID "/keys?authId=bob", KMS_ERR_SYNTAX},
+        {"/matters/1/keys", KMS_ERR_NOT_FOUND},
+        {"/purposes/indexing", KMS_ERR_SYNTAX},
+        {"/purposes//keys", KMS_ERR_SYNTAX},
+        {"/purposes/a%00/keys", KMS_ERR_SYNTAX},
+        {"/purposes/a%ff/keys", KMS_ERR_SYNTAX},
+        {"/purposes/0123456789012345678901234567890123456789012345678901234567890123x/keys",
+         KMS_ERR_SYNTAX},
+        {"kms://other.example.org/purposes/dlp/keys", KMS_ERR_NOT_FOUND},
+        {"/resources/1/releases", KMS_ERR_NOT_FOUND},
         {"/keys/" ID "#x", KMS_ERR_SYNTAX},
         {"/keys/" ID "?", KMS_ERR_SYNTAX},
         {"/keys/" ID "?authId=bob", KMS_ERR_SYNTAX},
@@ -235,4 +250,27 @@ ParameterizedTestParameters(text, is_ok_without_controls_and_in_utf8)
 ParameterizedTest(struct text *row, text, is_ok_without_controls_and_in_utf8)
 {
     cr_assert_eq(kms_text_ok(row->text, row->len), row->ok);
+}
+
+Test(uri, gives_the_name_of_a_purpose_whether_there_is_one_or_not)
+{
+    static const struct {
+        const char *text, *name;
+    } rows[] = {
+        {"/purposes/dlp/keys", "dlp"},
+        {"/purposes/Dlp/keys", "Dlp"},
+        {"/purposes/no%20such%2fthing+x/keys", "no such/thing+x"},
+        {"/purposes/0123456789012345678901234567890123456789012345678901234567890123/keys",
+         "0123456789012345678901234567890123456789012345678901234567890123"},
+    };
+    struct kms_uri uri;
+    size_t i;
+
+    for (i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        cr_assert_eq(kms_uri_parse(&uri, rows[i].text, strlen(rows[i].text), DOMAIN), KMS_OK, "%s",
+                     rows[i].text);
+        cr_expect_str_eq(uri.purpose, rows[i].name);
+    }
+    cr_assert_eq(kms_uri_parse(&uri, "/keys", 5, DOMAIN), KMS_OK);
+    cr_expect_str_empty(uri.purpose);
 }

@@ -37,6 +37,15 @@ setup(void)
 
 TestSuite(cjose, .init = setup);
 
+/* cjose's own: it forgets a byte at each ECDH-ES message.  LeakSanitizer asks for this by its name.
+ */
+const char *__lsan_default_suppressions(void);
+const char *
+__lsan_default_suppressions(void)
+{
+    return "leak:libcjose\n";
+}
+
 static cjose_header_t *
 header(const char *alg, const char *enc)
 {
@@ -216,6 +225,41 @@ Test(cjose, rsa_oaep_goes_both_ways)
         their_text = cjose_jwe_export(theirs, NULL);
         cr_assert_eq(jwe_parse(&jwe, their_text, strlen(their_text)), KMS_OK);
         cr_assert_eq(jwe_open_rsa(&jwe, priv, &plain), KMS_OK);
+        cr_expect_eq(plain.len, lengths[i]);
+        cr_expect_eq(memcmp(plain.data, text, lengths[i]), 0);
+        free(their_text);
+        cjose_jwe_release(theirs);
+    }
+    buf_release(&compact);
+    buf_release(&plain);
+    cjose_header_release(h);
+    cjose_jwk_release(jwk);
+    EVP_PKEY_free(priv);
+}
+
+/* ECDH-ES on P-256, as archivers get it. */
+Test(cjose, ecdh_es_goes_both_ways)
+{
+    EVP_PKEY *priv;
+    cjose_jwk_t *jwk = ec_pair(&priv);
+    cjose_header_t *h = header("ECDH-ES", "A256GCM");
+    struct buf compact = BUF_INIT, plain = BUF_INIT;
+    cjose_err err = {0}; /* it writes to it even where nothing fails */
+    cjose_jwe_t *theirs;
+    char *their_text;
+    size_t i;
+
+    for (i = 0; i < N(lengths); i++) {
+        buf_reset(&compact);
+        buf_reset(&plain);
+        cr_assert_eq(jwe_seal_to(&compact, priv, KID, "jwk+json", text, lengths[i]), KMS_OK);
+        cjose_opens(&compact, jwk, text, lengths[i]);
+
+        theirs = cjose_jwe_encrypt(jwk, h, text, lengths[i], &err);
+        cr_assert_not_null(theirs, "%s", err.message);
+        their_text = cjose_jwe_export(theirs, NULL);
+        cr_assert_eq(jwe_open_to(their_text, strlen(their_text), priv, &plain), KMS_OK, "%s",
+                     their_text);
         cr_expect_eq(plain.len, lengths[i]);
         cr_expect_eq(memcmp(plain.data, text, lengths[i]), 0);
         free(their_text);

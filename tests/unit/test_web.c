@@ -68,15 +68,16 @@ answer_text(struct server *s, uint64_t conn, int status, const char *text, size_
 
 static void
 handler(void *ctx, uint64_t conn, const struct http_request *http, const char *body, size_t len,
-        const char *peer, X509 *certificate)
+        const char *peer, STACK_OF(X509) * chain)
 {
     struct server *s = ctx;
     struct buf big = BUF_INIT;
 
     snprintf(s->peer, sizeof(s->peer), "%s", peer);
     s->subject[0] = '\0';
-    if (certificate != NULL)
-        X509_NAME_oneline(X509_get_subject_name(certificate), s->subject, sizeof(s->subject));
+    if (chain != NULL)
+        X509_NAME_oneline(X509_get_subject_name(sk_X509_value(chain, 0)), s->subject,
+                          sizeof(s->subject));
     if (http_is(http->path, "/hold")) {
         s->held = conn;
         s->holding++;

@@ -1,0 +1,236 @@
+/*
+ * control_admin.c - what officers decide, on the admin socket: services, purposes, matters, rules,
+ * canaries, destruction, and the approvals that these need.
+ *
+ * The database does it all (sql/0007_control.sql): a call of an action is its name and its params.
+ * What needs several officers answers with an approval that waits.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "kms/admin_call.h"
+#include "kms/config.h"
+#include "kms/db.h"
+#include "kms/keeper.h"
+#include "proto/buf.h"
+#include "proto/err.h"
+#include "proto/json.h"
+#include "proto/msg.h"
+
+#define WHY_MAX 1024 /* bytes of a reason */
+
+static void
+ask(struct call *c, enum keeper_statement s, struct db_params *p, db_cb *cb)
+{
+    if (db_call(c->k->db, (int)s, p, cb, c) != KMS_OK)
+        call_refuse(c, KMS_CODE_OVERLOADED, "out of memory");
+}
+
+/* --- actions --- */
+
+/* The method's name is the action's, and params are its arguments. */
+static void
+act_run(struct call *c)
+{
+    json_t *args = c->params != NULL ? json_copy((json_t *)(uintptr_t)c->params) : json_object();
+    struct buf text = BUF_INIT;
+    struct db_params p;
+
+    json_object_del(args, "op");
+    if (args == NULL || kms_json_put(&text, args) != KMS_OK) {
+        call_refuse(c, KMS_CODE_OVERLOADED, "out of memory");
+    } else {
+        db_params_init(&p);
+        db_uuid(&p, &c->op);
+        db_text(&p, c->method->name);
+        db_json(&p, buf_str(&text), text.len);
+        db_text(&p, c->peer.actor);
+        db_int8(&p, (int64_t)c->peer.uid);
+        db_int4(&p, (int32_t)c->k->cfg->approvals);
+        ask(c, KS_CONTROL_ACT, &p, call_judged);
+    }
+    buf_release(&text);
+    json_decref(args);
+}
+
+/* --- approvals --- */
+
+static void
+approval_list_run(struct call *c)
+{
+    struct db_params p;
+    const char *state;
+
+    if (!call_text(c, "state", 16, &state))
+        return;
+    db_params_init(&p);
+    db_text(&p, state);
+    ask(c, KS_APPROVAL_LIST, &p, call_shown);
+}
+
+static void
+approval_show_run(struct call *c)
+{
+    struct db_params p;
+    struct uuid id;
+
+    if (!call_uuid(c, "approval", &id))
+        return;
+    db_params_init(&p);
+    db_uuid(&p, &id);
+    db_text(&p, c->peer.actor);
+    db_int8(&p, (int64_t)c->peer.uid);
+    ask(c, KS_APPROVAL_SHOW, &p, call_shown);
+}
+
+static void
+approval_approve_run(struct call *c)
+{
+    struct db_params p;
+    const char *hash;
+    struct uuid id;
+
+    if (!call_uuid(c, "approval", &id) || !call_text(c, "hash", 64, &hash))
+        return;
+    db_params_init(&p);
+    db_uuid(&p, &c->op);
+    db_uuid(&p, &id);
+    db_text(&p, hash);
+    db_text(&p, c->peer.actor);
+    db_int8(&p, (int64_t)c->peer.uid);
+    ask(c, KS_APPROVAL_APPROVE, &p, call_judged);
+}
+
+static void
+approval_reject_run(struct call *c)
+{
+    struct db_params p;
+    const char *why;
+    struct uuid id;
+
+    if (!call_uuid(c, "approval", &id) || !call_text(c, "why", WHY_MAX, &why))
+        return;
+    db_params_init(&p);
+    db_uuid(&p, &c->op);
+    db_uuid(&p, &id);
+    db_text(&p, c->peer.actor);
+    db_int8(&p, (int64_t)c->peer.uid);
+    db_text(&p, why);
+    ask(c, KS_APPROVAL_REJECT, &p, call_judged);
+}
+
+/* --- lists --- */
+
+/* By an organisation's name, or none for all. */
+static void
+list_of_org(struct call *c, enum keeper_statement s)
+{
+    struct db_params p;
+
+    if (!call_text(c, "org", CALL_NAME_MAX, &c->name))
+        return;
+    db_params_init(&p);
+    db_text(&p, c->name);
+    ask(c, s, &p, call_shown);
+}
+
+static void
+purpose_list_run(struct call *c)
+{
+    list_of_org(c, KS_PURPOSES_LIST);
+}
+
+static void
+setting_list_run(struct call *c)
+{
+    list_of_org(c, KS_SETTINGS_LIST);
+}
+
+static void
+canary_list_run(struct call *c)
+{
+    list_of_org(c, KS_CANARY_LIST);
+}
+
+static void
+service_list_run(struct call *c)
+{
+    struct db_params p;
+
+    db_params_init(&p);
+    ask(c, KS_SERVICES_LIST, &p, call_shown);
+}
+
+static void
+service_show_run(struct call *c)
+{
+    struct db_params p;
+    const char *name;
+
+    if (!call_text(c, "service", CALL_NAME_MAX, &name))
+        return;
+    if (name == NULL) {
+        call_refuse(c, RPC_PARAMS, "service: its name");
+        return;
+    }
+    db_params_init(&p);
+    db_text(&p, name);
+    ask(c, KS_SERVICE_SHOW, &p, call_shown);
+}
+
+static void
+matter_list_run(struct call *c)
+{
+    struct db_params p;
+    const char *state;
+
+    if (!call_text(c, "org", CALL_NAME_MAX, &c->name) || !call_text(c, "state", 16, &state))
+        return;
+    db_params_init(&p);
+    db_text(&p, c->name);
+    db_text(&p, state);
+    ask(c, KS_MATTER_LIST, &p, call_shown);
+}
+
+static void
+matter_show_run(struct call *c)
+{
+    struct db_params p;
+    struct uuid id;
+
+    if (!call_uuid(c, "matter", &id))
+        return;
+    db_params_init(&p);
+    db_uuid(&p, &id);
+    ask(c, KS_MATTER_SHOW, &p, call_shown);
+}
+
+const struct method control_methods[] = {
+    {"purpose.enable", ROLE_OFFICER, act_run, RECORD_SQL},
+    {"purpose.disable", ROLE_OFFICER, act_run, RECORD_SQL},
+    {"service.add", ROLE_OFFICER, act_run, RECORD_SQL},
+    {"service.change", ROLE_OFFICER, act_run, RECORD_SQL},
+    {"service.retire", ROLE_OFFICER, act_run, RECORD_SQL},
+    {"certificate.revoke", ROLE_OFFICER, act_run, RECORD_SQL},
+    {"matter.open", ROLE_OFFICER, act_run, RECORD_SQL},
+    {"matter.close", ROLE_OFFICER, act_run, RECORD_SQL},
+    {"setting.set", ROLE_OFFICER, act_run, RECORD_SQL},
+    {"canary.add", ROLE_OFFICER, act_run, RECORD_SQL},
+    {"canary.remove", ROLE_OFFICER, act_run, RECORD_SQL},
+    {"key.destroy", ROLE_OFFICER, act_run, RECORD_SQL},
+    {"resource.destroy", ROLE_OFFICER, act_run, RECORD_SQL},
+    {"audit.suspend", ROLE_OFFICER, act_run, RECORD_SQL},
+    {"audit.resume", ROLE_OFFICER, act_run, RECORD_SQL},
+    {"approval.approve", ROLE_OFFICER, approval_approve_run, RECORD_SQL},
+    {"approval.reject", ROLE_OFFICER, approval_reject_run, RECORD_SQL},
+    {"approval.show", ROLE_ANY, approval_show_run, RECORD_SQL},
+    {"approval.list", ROLE_ANY, approval_list_run, RECORD_CALL},
+    {"purpose.list", ROLE_ANY, purpose_list_run, RECORD_CALL},
+    {"service.list", ROLE_ANY, service_list_run, RECORD_CALL},
+    {"service.show", ROLE_ANY, service_show_run, RECORD_CALL},
+    {"setting.list", ROLE_ANY, setting_list_run, RECORD_CALL},
+    {"matter.list", ROLE_ANY, matter_list_run, RECORD_CALL},
+    {"matter.show", ROLE_ANY, matter_show_run, RECORD_CALL},
+    {"canary.list", ROLE_ANY, canary_list_run, RECORD_CALL},
+    {NULL, 0, NULL, RECORD_CALL},
+};

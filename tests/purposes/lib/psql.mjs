@@ -1,0 +1,65 @@
+// psql as a co-process: statements go in as text, rows come out; errors are caught by their SQLSTATE.
+import {spawn} from 'node:child_process';
+import {randomUUID} from 'node:crypto';
+
+/* Values as literals; arrays as ARRAY[...] of `type`. */
+export const lit = (v) => v === null || v === undefined ? 'NULL'
+    : typeof v === 'number' || typeof v === 'bigint' ? String(v)
+    : typeof v === 'boolean' ? String(v)
+    : Buffer.isBuffer(v) ? `'\\x${v.toString('hex')}'::bytea`
+    : typeof v === 'object' ? `'${JSON.stringify(v).replaceAll("'", "''")}'::jsonb`
+    : `'${String(v).replaceAll("'", "''")}'`;
+export const array = (type, list) => `ARRAY[${list.map(lit).join(',')}]::${type}[]`;
+
+export class SqlError extends Error {
+    constructor(state, text) {
+        super(`${state}: ${text}`);
+        this.state = state;
+    }
+}
+
+export class Psql {
+    /* role: whom to be (SET SESSION AUTHORIZATION, so that nothing of the owner is left). */
+    constructor(url = process.env.KMS_DATABASE_URL, role) {
+        this.waiting = [];
+        this.text = '';
+        // One pipe for both, in order.
+        this.child = spawn('sh', ['-c', 'exec psql -XqAt -v VERBOSITY=verbose -d "$1" 2>&1', 'sh', url], {stdio: ['pipe', 'pipe', 'inherit']});
+        this.child.stdout.setEncoding('utf8').on('data', (d) => {
+            this.text += d;
+            for (;;) {
+                const w = this.waiting[0];
+                const at = w ? this.text.indexOf(w.mark) : -1;
+                if (at < 0) return;
+                const out = this.text.slice(0, at);
+                this.text = this.text.slice(at + w.mark.length + 1);
+                this.waiting.shift();
+                const error = /^(?:psql:[^:]*:\d+: )?(?:ERROR|FATAL):\s+([0-9A-Z]{5}): (.*)$/m.exec(out);
+                if (error) w.reject(new SqlError(error[1], error[2]));
+                else w.resolve(out.split('\n').filter((l) => l !== ''));
+            }
+        });
+        this.child.on('exit', () => { for (const w of this.waiting.splice(0)) w.reject(new Error(`psql has ended: ${this.text}`)); });
+        if (role) this.run(`SET SESSION AUTHORIZATION ${role}`);
+    }
+
+    /* Rows as lines of text. */
+    run(sql) {
+        const mark = `--${randomUUID()}--`;
+        return new Promise((resolve, reject) => {
+            this.waiting.push({mark, resolve, reject});
+            this.child.stdin.write(`${sql}\n;\n\\echo ${mark}\n`);
+        });
+    }
+
+    /* Rows as objects. */
+    async rows(sql) {
+        return (await this.run(`SELECT to_jsonb(q) FROM (${sql}) q`)).map((l) => JSON.parse(l));
+    }
+
+    async one(sql) {
+        return (await this.rows(sql))[0];
+    }
+
+    end() { this.child.stdin.end('\\q\n'); }
+}
