@@ -133,7 +133,11 @@ ALTER TABLE organisations
     DROP CONSTRAINT organisations_state_check,
     ADD CONSTRAINT organisations_state_check CHECK (state IN ('active', 'suspended', 'destroyed')),
     ADD COLUMN main_key_id uuid,
-    ADD COLUMN locked integer NOT NULL DEFAULT 0 CHECK (locked IN (0, 405005, 405006));
+    ADD COLUMN locked integer;
+-- In steps: functions that take a row of it stand in the way of a default in the same command.
+UPDATE organisations SET locked = 0;
+ALTER TABLE organisations ALTER COLUMN locked SET DEFAULT 0, ALTER COLUMN locked SET NOT NULL,
+    ADD CONSTRAINT organisations_locked_check CHECK (locked IN (0, 405005, 405006));
 COMMENT ON COLUMN organisations.state IS 'suspended: every request is refused; destroyed: so are its keys';
 COMMENT ON COLUMN organisations.main_key_id IS 'What wraps its wrapping keys; NULL: the active root';
 COMMENT ON COLUMN organisations.locked IS '405005: its main key is revoked, 405006: disabled; every request for its keys is answered so';
