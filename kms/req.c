@@ -76,6 +76,17 @@ static const struct op {
     [OP_RELEASES] = {SC_RESOURCE_RELEASES, SC_NOTHING, false, false, false, 200, write_releases},
     [OP_PURPOSE_KEYS] = {SC_NOTHING, SC_SERVICE_RELEASE, false, true, false, 200, write_keys},
     [OP_MATTER_KEYS] = {SC_NOTHING, SC_SERVICE_RELEASE, false, true, false, 200, write_keys},
+    [OP_RESOURCE_ROTATE] = {SC_NOTHING, SC_NOTHING, false, false, false, 201, write_nothing},
+    [OP_RECORDING_CREATE] = {SC_NOTHING, SC_NOTHING, false, false, false, 201, write_nothing},
+    [OP_RECORDING_UPDATE] = {SC_NOTHING, SC_NOTHING, false, false, false, 200, write_nothing},
+    [OP_RECORDING_GET] = {SC_NOTHING, SC_NOTHING, false, false, false, 200, write_nothing},
+    [OP_RECORDINGS_LIST] = {SC_NOTHING, SC_NOTHING, false, false, false, 200, write_nothing},
+    [OP_RECORDING_DELETE] = {SC_NOTHING, SC_NOTHING, false, false, false, 200, write_nothing},
+    [OP_PUBLIC_KEY] = {SC_NOTHING, SC_NOTHING, false, false, false, 200, write_nothing},
+    [OP_CMK_CREATE] = {SC_NOTHING, SC_NOTHING, false, false, false, 201, write_nothing},
+    [OP_CMK_LIST] = {SC_NOTHING, SC_NOTHING, false, false, false, 200, write_nothing},
+    [OP_CMK_UPDATE] = {SC_NOTHING, SC_NOTHING, false, false, false, 200, write_nothing},
+    [OP_CMK_DELETE] = {SC_NOTHING, SC_NOTHING, false, false, false, 200, write_nothing},
 };
 
 static enum state_call

@@ -46,6 +46,18 @@ static const struct {
     {KMS_RETRIEVE, URI_RESOURCE_RELEASES, OP_RELEASES},
     {KMS_RETRIEVE, URI_PURPOSE_KEYS, OP_PURPOSE_KEYS},
     {KMS_RETRIEVE, URI_MATTER_KEYS, OP_MATTER_KEYS},
+    {KMS_CREATE, URI_RESOURCE_KEYS, OP_RESOURCE_ROTATE},
+    {KMS_CREATE, URI_RESOURCE_RECORDINGS, OP_RECORDING_CREATE},
+    {KMS_UPDATE, URI_RECORDING, OP_RECORDING_UPDATE},
+    {KMS_RETRIEVE, URI_RECORDING, OP_RECORDING_GET},
+    {KMS_RETRIEVE, URI_RESOURCE_RECORDINGS, OP_RECORDINGS_LIST},
+    {KMS_DELETE, URI_RECORDING, OP_RECORDING_DELETE},
+    {KMS_RETRIEVE, URI_PUBLIC_KEY, OP_PUBLIC_KEY},
+    {KMS_CREATE, URI_CMKS, OP_CMK_CREATE},
+    {KMS_RETRIEVE, URI_CMKS, OP_CMK_LIST},
+    {KMS_UPDATE, URI_CMK, OP_CMK_UPDATE},
+    {KMS_UPDATE, URI_DEFAULT_CMK, OP_CMK_UPDATE},
+    {KMS_DELETE, URI_CMKS, OP_CMK_DELETE},
 };
 
 static const char *const op_names[] = {
@@ -64,12 +76,42 @@ static const char *const op_names[] = {
     [OP_RELEASES] = "resource.releases",
     [OP_PURPOSE_KEYS] = "purpose.keys",
     [OP_MATTER_KEYS] = "matter.keys",
+    [OP_RESOURCE_ROTATE] = "resource.rotate",
+    [OP_RECORDING_CREATE] = "recording.create",
+    [OP_RECORDING_UPDATE] = "recording.update",
+    [OP_RECORDING_GET] = "recording.get",
+    [OP_RECORDINGS_LIST] = "recording.list",
+    [OP_RECORDING_DELETE] = "recording.delete",
+    [OP_PUBLIC_KEY] = "cmk.public_key",
+    [OP_CMK_CREATE] = "cmk.create",
+    [OP_CMK_LIST] = "cmk.list",
+    [OP_CMK_UPDATE] = "cmk.update",
+    [OP_CMK_DELETE] = "cmk.delete",
 };
 
 static const char *const kind_names[] = {
     [KMS_KIND_SPACE] = "space",       [KMS_KIND_MEETING] = "meeting",
     [KMS_KIND_FILE] = "file",         [KMS_KIND_WHITEBOARD] = "whiteboard",
     [KMS_KIND_CALENDAR] = "calendar",
+};
+
+static const char *const recording_types[] = {
+    [KMS_RECORDING] = "recording",
+    [KMS_TRANSCRIPT] = "transcript",
+};
+
+static const char *const main_key_states[] = {
+    [KMS_MAIN_PENDING] = "PENDING",
+    [KMS_MAIN_RECOVERING] = "RECOVERING",
+    [KMS_MAIN_ACTIVE] = "ACTIVE",
+    [KMS_MAIN_REVOKED] = "REVOKED",
+    [KMS_MAIN_DEACTIVATED] = "DEACTIVATED",
+    [KMS_MAIN_REENCRYPTING] = "REENCRYPTING",
+    [KMS_MAIN_RETIRED] = "RETIRED",
+    [KMS_MAIN_DELETED] = "DELETED",
+    [KMS_MAIN_DISABLED] = "DISABLED",
+    [KMS_MAIN_REMOVEDCLEAN] = "REMOVEDCLEAN",
+    [KMS_MAIN_REMOVEDDIRTY] = "REMOVEDDIRTY",
 };
 
 static const struct {
@@ -153,6 +195,32 @@ kms_kind_parse(enum kms_resource_kind *out, const char *name)
     for (i = 0; i < COUNT(kind_names); i++) {
         if (strcmp(name, kind_names[i]) == 0) {
             *out = (enum kms_resource_kind)i;
+            return true;
+        }
+    }
+    return false;
+}
+
+const char *
+kms_recording_type_name(enum kms_recording_type type)
+{
+    return recording_types[type];
+}
+
+const char *
+kms_main_key_state_name(enum kms_main_key_state state)
+{
+    return main_key_states[state];
+}
+
+bool
+kms_main_key_state_parse(enum kms_main_key_state *out, const char *name)
+{
+    size_t i;
+
+    for (i = 0; i < COUNT(main_key_states); i++) {
+        if (strcasecmp(name, main_key_states[i]) == 0) {
+            *out = (enum kms_main_key_state)i;
             return true;
         }
     }
@@ -525,6 +593,33 @@ read_kind(struct kms_request *req, const char **why)
 }
 
 static int
+read_security(struct kms_request *req, const char **why)
+{
+    const char *name;
+    int r = kms_json_str(req->tree, "security", 64, &name);
+
+    if (r == KMS_ERR_NOT_FOUND || (r == KMS_OK && strcmp(name, "standard") == 0))
+        return KMS_CODE_OK;
+    if (r != KMS_OK || strcmp(name, "zero-trust") != 0)
+        return refuse(KMS_CODE_MEMBER, "security must be standard or zero-trust", why);
+    if (req->kind != KMS_KIND_MEETING)
+        return refuse(KMS_CODE_MEMBER, "security zero-trust is for kind meeting only", why);
+    req->zero_trust = true;
+    return KMS_CODE_OK;
+}
+
+/* Keys to make with the resource, or for it.  The answer has either those or keyUris. */
+static int
+read_new_keys(struct kms_request *req, bool required, const char **why)
+{
+    if (!read_int(req->tree, "count", required, 1, KMS_LIST_MAX, &req->count))
+        return refuse(KMS_CODE_MEMBER, "count must be an integer of 1 to 100", why);
+    if (req->count > 0 && req->n_keys > 0)
+        return refuse(KMS_CODE_MEMBER, "count and keyUris must not come together", why);
+    return KMS_CODE_OK;
+}
+
+static int
 read_resource_create(struct kms_request *req, const char *domain, const char **why)
 {
     long long ttl = -1;
@@ -537,7 +632,103 @@ read_resource_create(struct kms_request *req, const char *domain, const char **w
     r = kms_json_int(req->tree, "ttl", 0, INT64_MAX, &ttl);
     /* kmsd's configuration has the range, which the refusal must name. */
     req->ttl = r == KMS_OK || r == KMS_ERR_NOT_FOUND ? ttl : KMS_TTL_WRONG;
-    return read_kind(req, why);
+    if ((code = read_kind(req, why)) != KMS_CODE_OK ||
+        (code = read_security(req, why)) != KMS_CODE_OK)
+        return code;
+    return read_new_keys(req, false, why);
+}
+
+/* Where the file is, and its tag: a recorder knows them when it is done. */
+static int
+read_file_members(struct kms_request *req, const char **why)
+{
+    unsigned char tag[KMS_TAG_LEN];
+    int r;
+
+    if (!read_name(req->tree, "loc", KMS_LOC_MAX, &req->loc) ||
+        (req->loc != NULL && *req->loc == '\0'))
+        return refuse(KMS_CODE_MEMBER,
+                      "loc must be a string of 1 to 4096 bytes without control characters", why);
+    r = kms_json_str(req->tree, "tag", B64URL_LEN(KMS_TAG_LEN), &req->tag);
+    if (r == KMS_ERR_NOT_FOUND)
+        return KMS_CODE_OK;
+    if (r == KMS_OK && strlen(req->tag) == B64URL_LEN(KMS_TAG_LEN) &&
+        b64url_decode(tag, req->tag, strlen(req->tag)) == KMS_OK)
+        return KMS_CODE_OK;
+    req->tag = NULL;
+    return refuse(KMS_CODE_MEMBER, "tag must be 16 bytes in base64url", why);
+}
+
+static int
+read_recording_create(struct kms_request *req, const char **why)
+{
+    const char *name;
+    size_t i;
+
+    if (kms_json_str(req->tree, "type", 64, &name) == KMS_OK) {
+        for (i = 0; i < COUNT(recording_types); i++) {
+            if (strcmp(name, recording_types[i]) == 0) {
+                req->type = (enum kms_recording_type)i;
+                return read_file_members(req, why);
+            }
+        }
+    }
+    return refuse(KMS_CODE_MEMBER, "type must be recording or transcript", why);
+}
+
+static int
+read_assigned_org(struct kms_request *req, const char **why)
+{
+    if (!read_name(req->tree, "assignedOrgId", KMS_AUTHID_MAX, &req->assigned_org) ||
+        req->assigned_org == NULL || *req->assigned_org == '\0') {
+        req->assigned_org = NULL;
+        return refuse(KMS_CODE_MEMBER, "assignedOrgId must be the id of your organisation", why);
+    }
+    return KMS_CODE_OK;
+}
+
+static int
+read_main_key(struct kms_request *req, const char **why)
+{
+    const char *text;
+    int r = kms_json_str(req->tree, "customerMasterKey", (KMS_MAIN_KEY_MAX + 2) / 3 * 4, &text);
+
+    if (r == KMS_OK && *text != '\0') {
+        r = b64_get(&req->main_key, text, strlen(text));
+        if (r == KMS_ERR_NOMEM)
+            return no_memory(why);
+        if (r == KMS_OK && req->main_key.len <= KMS_MAIN_KEY_MAX)
+            return KMS_CODE_OK;
+    }
+    return refuse(KMS_CODE_MEMBER,
+                  "customerMasterKey must be standard base64 of the key, encrypted to the "
+                  "organisation's public key",
+                  why);
+}
+
+static int
+read_main_key_state(struct kms_request *req, const char **why)
+{
+    const char *name;
+
+    if (kms_json_str(req->tree, "keyState", 64, &name) != KMS_OK ||
+        !kms_main_key_state_parse(&req->main_state, name))
+        return refuse(KMS_CODE_MEMBER, "keyState must be one of the states of a main key", why);
+    if (req->uri.kind == URI_DEFAULT_CMK && req->main_state != KMS_MAIN_ACTIVE)
+        return refuse(KMS_CODE_MEMBER, "keyState of default must be ACTIVE", why);
+    return KMS_CODE_OK;
+}
+
+static int
+read_main_key_members(struct kms_request *req, const char **why)
+{
+    int code = read_assigned_org(req, why);
+
+    if (code == KMS_CODE_OK && req->op == OP_CMK_CREATE)
+        return read_main_key(req, why);
+    if (code == KMS_CODE_OK && req->op == OP_CMK_UPDATE)
+        return read_main_key_state(req, why);
+    return code;
 }
 
 static int
@@ -679,6 +870,7 @@ read_members(struct kms_request *req, const char *domain, const char **why)
     case URI_RESOURCE_KEYS:
     case URI_RESOURCE_AUTHORIZATIONS:
     case URI_RESOURCE_RELEASES:
+    case URI_RESOURCE_RECORDINGS:
         req->resource = req->uri.id;
         req->has_resource = true;
         break;
@@ -708,10 +900,25 @@ read_members(struct kms_request *req, const char *domain, const char **why)
         return read_purpose_keys(req, why);
     case OP_MATTER_KEYS:
         return read_matter_keys(req, why);
+    case OP_RESOURCE_ROTATE:
+        return read_new_keys(req, true, why);
+    case OP_RECORDING_CREATE:
+        return read_recording_create(req, why);
+    case OP_RECORDING_UPDATE:
+        return read_file_members(req, why);
+    case OP_PUBLIC_KEY:
+    case OP_CMK_CREATE:
+    case OP_CMK_LIST:
+    case OP_CMK_UPDATE:
+    case OP_CMK_DELETE:
+        return read_main_key_members(req, why);
     case OP_CHANNEL_DELETE:
     case OP_PING:
     case OP_RESOURCE_GET:
     case OP_RELEASES:
+    case OP_RECORDING_GET:
+    case OP_RECORDINGS_LIST:
+    case OP_RECORDING_DELETE:
         break; /* the URI says it all */
     }
     return KMS_CODE_OK;
@@ -788,6 +995,7 @@ kms_request_release(struct kms_request *req)
     EVP_PKEY_free(req->jwk);
     free(req->keys);
     free(req->auth_ids);
+    buf_release(&req->main_key);
     json_decref(req->tree);
     memset(req, 0, sizeof(*req));
 }

@@ -13,6 +13,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "proto/buf.h"
 #include "proto/uri.h"
 
 #define KMS_CLIENT_ID_MAX  512
@@ -21,6 +22,9 @@
 #define KMS_WALK_MAX       1000 /* count of a walk */
 #define KMS_CURSOR_MAX     32   /* bytes of a cursor, decoded */
 #define KMS_PROOF_MAX      4096
+#define KMS_LOC_MAX        4096 /* bytes of a recording's location */
+#define KMS_TAG_LEN        16   /* of a file under AES-GCM; no shorter one is taken */
+#define KMS_MAIN_KEY_MAX   512  /* a main key as it is sent, encrypted: RSA-4096 */
 #define KMS_TTL_WRONG      INT64_MAX
 
 /* errorCode: status * 1000 + n (protocol section 6). */
@@ -78,6 +82,17 @@ enum kms_op {
     OP_RELEASES,              /* retrieve /resources/ID/releases */
     OP_PURPOSE_KEYS,          /* retrieve /purposes/NAME/keys */
     OP_MATTER_KEYS,           /* retrieve /matters/ID/keys */
+    OP_RESOURCE_ROTATE,       /* create   /resources/ID/keys */
+    OP_RECORDING_CREATE,      /* create   /resources/ID/recordings */
+    OP_RECORDING_UPDATE,      /* update   /recordings/ID */
+    OP_RECORDING_GET,         /* retrieve /recordings/ID */
+    OP_RECORDINGS_LIST,       /* retrieve /resources/ID/recordings */
+    OP_RECORDING_DELETE,      /* delete   /recordings/ID */
+    OP_PUBLIC_KEY,            /* retrieve /publicKey */
+    OP_CMK_CREATE,            /* create   /cmk */
+    OP_CMK_LIST,              /* retrieve /cmk */
+    OP_CMK_UPDATE,            /* update   /cmk/ID; of default: uri.kind is URI_DEFAULT_CMK */
+    OP_CMK_DELETE,            /* delete   /cmk */
 };
 
 /* What sort of container a resource is (protocol section 7). */
@@ -92,6 +107,28 @@ enum kms_resource_kind {
 /* Its name in messages and tables; static.  And back: false for a name that is none. */
 const char *kms_kind_name(enum kms_resource_kind kind);
 bool kms_kind_parse(enum kms_resource_kind *out, const char *name);
+
+/* What a recording is (protocol section 7); its name in messages and tables, static. */
+enum kms_recording_type { KMS_RECORDING, KMS_TRANSCRIPT };
+const char *kms_recording_type_name(enum kms_recording_type type);
+
+/* The states of main keys that the SDK lists; not all of them ever apply (protocol section 5). */
+enum kms_main_key_state {
+    KMS_MAIN_PENDING,
+    KMS_MAIN_RECOVERING,
+    KMS_MAIN_ACTIVE,
+    KMS_MAIN_REVOKED,
+    KMS_MAIN_DEACTIVATED,
+    KMS_MAIN_REENCRYPTING,
+    KMS_MAIN_RETIRED,
+    KMS_MAIN_DELETED,
+    KMS_MAIN_DISABLED,
+    KMS_MAIN_REMOVEDCLEAN,
+    KMS_MAIN_REMOVEDDIRTY,
+};
+/* "PENDING", ...; static.  And back, without regard to case: false for a name that is none. */
+const char *kms_main_key_state_name(enum kms_main_key_state state);
+bool kms_main_key_state_parse(enum kms_main_key_state *out, const char *name);
 
 /* An authId: a user, or a resource of this server. */
 struct kms_auth_id {
@@ -113,10 +150,11 @@ struct kms_request {
                                  proto/proof.h); NULL when absent */
     const char *proof;        /* client.credential.proof; NULL when absent */
     EVP_PKEY *jwk;            /* owned: OP_CHANNEL_CREATE; the ephemeral key */
-    int count;                /* OP_KEYS_CREATE: 1..100; OP_RESOURCE_KEYS: 0 = all, up to 10000;
-                                 OP_PURPOSE_KEYS, OP_MATTER_KEYS: 0 = as many as the server likes */
-    int anonymous;            /* how many; 0 none */
-    int64_t ttl;              /* seconds; 0 for ever; -1 absent; KMS_TTL_WRONG: no such number */
+    int count;     /* OP_KEYS_CREATE, OP_RESOURCE_ROTATE: 1..100; OP_RESOURCE_CREATE: that,
+                      or 0 = none; OP_RESOURCE_KEYS: 0 = all, up to 10000;
+                      OP_PURPOSE_KEYS, OP_MATTER_KEYS: 0 = as many as the server likes */
+    int anonymous; /* how many; 0 none */
+    int64_t ttl;   /* seconds; 0 for ever; -1 absent; KMS_TTL_WRONG: no such number */
     bool has_resource;
     struct uuid resource; /* resourceUri, or the URI's own ID where it names a resource */
     struct uuid *keys;    /* owned: keyUris */
@@ -128,6 +166,17 @@ struct kms_request {
     int64_t bound_before;        /* INT64_MAX: absent.  Exclusive. */
     bool by_uri;                 /* OP_AUTHORIZATION_DELETE: uri.id names the authorisation */
     enum kms_resource_kind kind; /* OP_RESOURCE_CREATE */
+    bool zero_trust;             /* likewise; of a meeting only */
+
+    /* Recordings: OP_RECORDING_CREATE, OP_RECORDING_UPDATE. */
+    enum kms_recording_type type; /* OP_RECORDING_CREATE */
+    const char *loc;              /* 1 to KMS_LOC_MAX bytes; NULL when absent */
+    const char *tag;              /* base64url of KMS_TAG_LEN bytes; NULL when absent */
+
+    /* Main keys: OP_PUBLIC_KEY, OP_CMK_... */
+    const char *assigned_org;           /* assignedOrgId as sent, 1 to 256 bytes */
+    struct buf main_key;                /* owned: OP_CMK_CREATE: the RSA-OAEP ciphertext */
+    enum kms_main_key_state main_state; /* OP_CMK_UPDATE */
 
     /* What only services ask with: OP_KEY_GET, OP_RESOURCE_KEYS, OP_PURPOSE_KEYS, OP_MATTER_KEYS.
      */

@@ -244,6 +244,11 @@ static const struct {
     {"resources", true, "releases", URI_RESOURCE_RELEASES},
     {"purposes", true, "keys", URI_PURPOSE_KEYS},
     {"matters", true, "keys", URI_MATTER_KEYS},
+    {"resources", true, "recordings", URI_RESOURCE_RECORDINGS},
+    {"recordings", true, NULL, URI_RECORDING},
+    {"publicKey", false, NULL, URI_PUBLIC_KEY},
+    {"cmk", false, NULL, URI_CMKS},
+    {"cmk", true, NULL, URI_CMK},
 };
 
 /* path: without the first slash.  *id is what stands in the ID's place. */
@@ -294,6 +299,10 @@ kms_uri_parse(struct kms_uri *out, const char *text, size_t len, const char *dom
     int r;
 
     memset(out, 0, sizeof(*out));
+    if (part_is(whole, "default")) {
+        out->kind = URI_DEFAULT_CMK;
+        return KMS_OK;
+    }
     if (len > scheme_len && strncasecmp(text, scheme, scheme_len) == 0) {
         whole.p += scheme_len;
         whole.len -= scheme_len;

@@ -43,6 +43,12 @@ enum uri_kind {
     URI_RESOURCE_RELEASES,       /* /resources/ID/releases */
     URI_PURPOSE_KEYS,            /* /purposes/NAME/keys */
     URI_MATTER_KEYS,             /* /matters/ID/keys */
+    URI_RESOURCE_RECORDINGS,     /* /resources/ID/recordings */
+    URI_RECORDING,               /* /recordings/ID */
+    URI_PUBLIC_KEY,              /* /publicKey */
+    URI_CMKS,                    /* /cmk */
+    URI_CMK,                     /* /cmk/ID */
+    URI_DEFAULT_CMK,             /* default: the server's own root, in the place of a main key */
 };
 
 struct kms_uri {
@@ -55,11 +61,11 @@ struct kms_uri {
 
 /*
  * Parses a URI of domain (lower case), relative ("/keys/ID") or absolute ("kms://DOMAIN/keys/ID";
- * scheme and host in any case). KMS_ERR_SYNTAX: malformed, or a path that the protocol does not
- * have; KMS_ERR_NOT_FOUND: another domain, or an ID that is not a UUID (well formed, but it names
- * nothing here: the static key's kid is one of these).  A purpose's name of more than
- * KMS_PURPOSE_MAX bytes, or with control characters, a query other than one authId, or one where it
- * does not belong: KMS_ERR_SYNTAX.
+ * scheme and host in any case), or the word that the SDK has for the root. KMS_ERR_SYNTAX:
+ * malformed, or a path that the protocol does not have; KMS_ERR_NOT_FOUND: another domain, or an ID
+ * that is not a UUID (well formed, but it names nothing here: the static key's kid is one of
+ * these).  A purpose's name of more than KMS_PURPOSE_MAX bytes, or with control characters, a query
+ * other than one authId, or one where it does not belong: KMS_ERR_SYNTAX.
  */
 int kms_uri_parse(struct kms_uri *out, const char *text, size_t len, const char *domain);
 

@@ -46,6 +46,15 @@ check_request(const struct kms_request *req)
            kms_text_ok(req->purpose, strlen(req->purpose))));
     CHECK(req->op != OP_PURPOSE_KEYS || req->purpose != NULL);
     CHECK(req->op != OP_MATTER_KEYS || req->has_matter);
+    CHECK(req->op != OP_RESOURCE_ROTATE || (req->count >= 1 && req->count <= KMS_LIST_MAX));
+    CHECK(req->op != OP_RESOURCE_CREATE || req->count == 0 || req->n_keys == 0);
+    CHECK(!req->zero_trust || req->kind == KMS_KIND_MEETING);
+    CHECK(req->loc == NULL || (*req->loc != '\0' && strlen(req->loc) <= KMS_LOC_MAX));
+    CHECK(req->tag == NULL || strlen(req->tag) == 22);
+    CHECK((req->op >= OP_PUBLIC_KEY) == (req->assigned_org != NULL));
+    CHECK((req->op == OP_CMK_CREATE) == (req->main_key.len > 0));
+    CHECK(req->main_key.len <= KMS_MAIN_KEY_MAX &&
+          *kms_main_key_state_name(req->main_state) != '\0');
     CHECK(req->cursor_len <= KMS_CURSOR_MAX && *kms_kind_name(req->kind) != '\0');
     for (i = 0; i < req->n_auth_ids; i++) {
         const struct kms_auth_id *a = &req->auth_ids[i];

@@ -25,10 +25,9 @@ static void
 check_uri(const struct kms_uri *uri)
 {
     static const char *const collections[] = {
-        [URI_ECDHE_ID] = "ecdhe",
-        [URI_KEY] = "keys",
-        [URI_RESOURCE] = "resources",
-        [URI_AUTHORIZATION] = "authorizations",
+        [URI_ECDHE_ID] = "ecdhe",       [URI_KEY] = "keys",
+        [URI_RESOURCE] = "resources",   [URI_AUTHORIZATION] = "authorizations",
+        [URI_RECORDING] = "recordings", [URI_CMK] = "cmk",
     };
     struct buf text = BUF_INIT;
     struct kms_uri again;

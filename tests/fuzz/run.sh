@@ -55,7 +55,7 @@ printf '\0\050PUT /%%61 HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: gzip, chunked\
 n=0
 for uri in /ecdhe /ping /keys "/keys/$id" "kms://kms.example.org/resources/$id/keys" \
     "/resources/$id/authorizations?authId=kms%3A%2F%2Fkms.example.org%2Fresources%2F$id" \
-    "/authorizations/$id" "/purposes/d%6cp/keys" "/matters/$id/keys" "/resources/$id/releases" "$id" 2026-11-22T13:55:00.000Z 2024-02-29T23:59:59+01:30; do
+    "/authorizations/$id" "/purposes/d%6cp/keys" "/matters/$id/keys" "/resources/$id/releases" "/resources/$id/recordings" "/recordings/$id" /publicKey "/cmk/$id" default "$id" 2026-11-22T13:55:00.000Z 2024-02-29T23:59:59+01:30; do
     n=$((n + 1))
     printf %s "$uri" | seed fuzz_uri $n
 done
@@ -82,6 +82,13 @@ done <<EOF
 "method":"retrieve","uri":"/matters/$id/keys","matter":"$id","cursor":"$x"
 "method":"create","uri":"/resources","kind":"whiteboard","client":{"credential":{"jwk":{},"proof":"a.b.c"}}
 "method":"retrieve","uri":"/resources/$id/releases"
+"method":"create","uri":"/resources","kind":"meeting","security":"zero-trust","count":2
+"method":"create","uri":"/resources/$id/keys","count":1
+"method":"create","uri":"/resources/$id/recordings","type":"transcript","loc":"x:y"
+"method":"update","uri":"/recordings/$id","tag":"AAAAAAAAAAAAAAAAAAAAAA"
+"method":"create","uri":"/cmk","assignedOrgId":"o","customerMasterKey":"AAAA"
+"method":"update","uri":"default","assignedOrgId":"o","keyState":"active"
+"method":"update","uri":"/cmk/$id","assignedOrgId":"o","keyState":"Revoked"
 EOF
 
 printf '{"kty":"EC","crv":"P-256","x":"%s","y":"%s","kid":"k"}' $x $y | seed fuzz_jwk ec

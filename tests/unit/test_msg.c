@@ -65,6 +65,31 @@ ParameterizedTestParameters(msg, finds_the_op_by_method_and_uri)
         {"\"method\":\"retrieve\",\"uri\":\"/resources/" ID "/releases\"", 0, OP_RELEASES},
         {"\"method\":\"retrieve\",\"uri\":\"/purposes/nosuch/keys\"", 0, OP_PURPOSE_KEYS},
         {"\"method\":\"retrieve\",\"uri\":\"/matters/" ID "/keys\"", 0, OP_MATTER_KEYS},
+        {"\"method\":\"create\",\"uri\":\"/resources/" ID "/keys\",\"count\":1", 0,
+         OP_RESOURCE_ROTATE},
+        {"\"method\":\"create\",\"uri\":\"/resources/" ID "/recordings\",\"type\":\"recording\"", 0,
+         OP_RECORDING_CREATE},
+        {"\"method\":\"update\",\"uri\":\"/recordings/" ID "\"", 0, OP_RECORDING_UPDATE},
+        {"\"method\":\"retrieve\",\"uri\":\"/recordings/" ID "\"", 0, OP_RECORDING_GET},
+        {"\"method\":\"retrieve\",\"uri\":\"/resources/" ID "/recordings\"", 0, OP_RECORDINGS_LIST},
+        {"\"method\":\"delete\",\"uri\":\"/recordings/" ID "\"", 0, OP_RECORDING_DELETE},
+        {"\"method\":\"retrieve\",\"uri\":\"/publicKey\",\"assignedOrgId\":\"o\"", 0,
+         OP_PUBLIC_KEY},
+        {"\"method\":\"create\",\"uri\":\"/cmk\",\"assignedOrgId\":\"o\","
+         "\"customerMasterKey\":\"AAAA\"",
+         0, OP_CMK_CREATE},
+        {"\"method\":\"retrieve\",\"uri\":\"/cmk\",\"assignedOrgId\":\"o\"", 0, OP_CMK_LIST},
+        {"\"method\":\"update\",\"uri\":\"kms://" DOMAIN "/cmk/" ID
+         "\",\"assignedOrgId\":\"o\",\"keyState\":\"Revoked\"",
+         0, OP_CMK_UPDATE},
+        {"\"method\":\"update\",\"uri\":\"default\",\"assignedOrgId\":\"o\","
+         "\"keyState\":\"ACTIVE\"",
+         0, OP_CMK_UPDATE},
+        {"\"method\":\"delete\",\"uri\":\"/cmk\",\"assignedOrgId\":\"o\"", 0, OP_CMK_DELETE},
+        {"\"method\":\"delete\",\"uri\":\"default\",\"assignedOrgId\":\"o\"", 400002, 0},
+        {"\"method\":\"delete\",\"uri\":\"/cmk/" ID "\",\"assignedOrgId\":\"o\"", 400002, 0},
+        {"\"method\":\"update\",\"uri\":\"/cmk/7\",\"keyState\":\"ACTIVE\"", 404001, 0},
+        {"\"method\":\"retrieve\",\"uri\":\"/recordings/7\"", 404001, 0},
 
         {"\"method\":\"retrieve\",\"uri\":\"/matters/nouuid/keys\"", 404001, 0},
         {"\"method\":\"update\",\"uri\":\"/matters/" ID "/keys\"", 400002, 0},
@@ -125,6 +150,12 @@ ParameterizedTestParameters(msg, checks_every_member)
 #define WALK "\"method\":\"retrieve\",\"uri\":\"/purposes/indexing/keys\""
 #define CASE "\"method\":\"retrieve\",\"uri\":\"/matters/" ID "/keys\""
 #define BULK "\"method\":\"delete\",\"uri\":\"/authorizations\""
+#define MORE "\"method\":\"create\",\"uri\":\"/resources/" ID "/keys\""
+#define RECO "\"method\":\"create\",\"uri\":\"/resources/" ID "/recordings\""
+#define DONE "\"method\":\"update\",\"uri\":\"/recordings/" ID "\""
+#define CMK  "\"method\":\"create\",\"uri\":\"/cmk\",\"assignedOrgId\":\"o\""
+#define CMKS "\"method\":\"update\",\"uri\":\"/cmk/" ID "\",\"assignedOrgId\":\"o\""
+#define ROOT "\"method\":\"update\",\"uri\":\"default\",\"assignedOrgId\":\"o\""
     static struct member rows[] = {
         {KEYS, 400002},
         {KEYS ",\"count\":0", 400002},
@@ -206,6 +237,61 @@ ParameterizedTestParameters(msg, checks_every_member)
         {CASE ",\"matter\":\"" ID2 "\"", 400002},
         {CASE ",\"matter\":\"x\"", 400002},
         {CASE ",\"purpose\":\"dlp\"", 0}, /* SQL refuses it */
+        {RES ",\"security\":\"standard\"", 0},
+        {RES ",\"security\":\"standard\",\"kind\":\"file\"", 0},
+        {RES ",\"security\":\"zero-trust\",\"kind\":\"meeting\"", 0},
+        {RES ",\"security\":\"zero-trust\"", 400002},
+        {RES ",\"security\":\"zero-trust\",\"kind\":\"space\"", 400002},
+        {RES ",\"security\":\"Zero-Trust\",\"kind\":\"meeting\"", 400002},
+        {RES ",\"security\":\"\"", 400002},
+        {RES ",\"security\":null", 400002},
+        {RES ",\"count\":1", 0},
+        {RES ",\"count\":100", 0},
+        {RES ",\"count\":0", 400002},
+        {RES ",\"count\":101", 400002},
+        {RES ",\"count\":\"1\"", 400002},
+        {RES ",\"count\":1,\"keyUris\":[]", 0},
+        {RES ",\"count\":1,\"keyUris\":[\"/keys/" ID "\"]", 400002},
+        {MORE, 400002},
+        {MORE ",\"count\":0", 400002},
+        {MORE ",\"count\":100", 0},
+        {MORE ",\"count\":101", 400002},
+        {RECO, 400002},
+        {RECO ",\"type\":\"transcript\"", 0},
+        {RECO ",\"type\":\"Recording\"", 400002},
+        {RECO ",\"type\":7", 400002},
+        {RECO ",\"type\":\"recording\",\"loc\":\"https://files.example/1\"", 0},
+        {RECO ",\"type\":\"recording\",\"loc\":\"\"", 400002},
+        {RECO ",\"type\":\"recording\",\"loc\":null", 400002},
+        {RECO ",\"type\":\"recording\",\"loc\":\"a\\nb\"", 400002},
+        {DONE, 0},
+        {DONE ",\"tag\":\"AAAAAAAAAAAAAAAAAAAAAA\"", 0},
+        {DONE ",\"tag\":\"AAAAAAAAAAAAAAAAAAAAAB\"", 400002}, /* bits left over */
+        {DONE ",\"tag\":\"AAAAAAAAAAAAAAAAAAAAA\"", 400002},
+        {DONE ",\"tag\":\"AAAAAAAAAAAAAAAAAAAAAAA\"", 400002},
+        {DONE ",\"tag\":\"AA\"", 400002}, /* a tag of a byte is forged in no time */
+        {DONE ",\"tag\":\"\"", 400002},
+        {DONE ",\"tag\":7", 400002},
+        {DONE ",\"loc\":\"x\",\"tag\":\"AAAAAAAAAAAAAAAAAAAAAA\",\"type\":7", 0},
+        {CMK, 400002},
+        {CMK ",\"customerMasterKey\":\"AAAA\"", 0},
+        {CMK ",\"customerMasterKey\":\"AAA=\"", 0},
+        {CMK ",\"customerMasterKey\":\"AAA\"", 400002},
+        {CMK ",\"customerMasterKey\":\"__--\"", 400002},
+        {CMK ",\"customerMasterKey\":\"\"", 400002},
+        {CMK ",\"customerMasterKey\":7", 400002},
+        {"\"method\":\"create\",\"uri\":\"/cmk\",\"customerMasterKey\":\"AAAA\"", 400002},
+        {"\"method\":\"retrieve\",\"uri\":\"/publicKey\"", 400002},
+        {"\"method\":\"retrieve\",\"uri\":\"/cmk\",\"assignedOrgId\":\"\"", 400002},
+        {"\"method\":\"delete\",\"uri\":\"/cmk\",\"assignedOrgId\":7", 400002},
+        {CMKS, 400002},
+        {CMKS ",\"keyState\":\"active\"", 0},
+        {CMKS ",\"keyState\":\"removedClean\"", 0},
+        {CMKS ",\"keyState\":\"Recovering\"", 0},
+        {CMKS ",\"keyState\":\"OFF\"", 400002},
+        {CMKS ",\"keyState\":1", 400002},
+        {ROOT ",\"keyState\":\"Active\"", 0},
+        {ROOT ",\"keyState\":\"REVOKED\"", 400002},
         {AUTH, 400002},
         {AUTH ",\"authIds\":[]", 400002},
         {AUTH ",\"authIds\":[],\"anonymous\":0", 400002},
@@ -527,6 +613,38 @@ Test(msg, a_resource_is_of_the_kind_that_was_said)
     }
     cr_assert_eq(parse(&req, "{" RES "}", &why), KMS_CODE_OK);
     cr_expect_eq(req.kind, KMS_KIND_SPACE);
+    kms_request_release(&req);
+}
+
+Test(msg, recordings_and_main_keys_bring_their_members)
+{
+    struct kms_request req;
+    const char *why;
+
+    cr_assert_eq(parse(&req,
+                       "{" RECO ",\"type\":\"transcript\",\"loc\":\"x:y\","
+                       "\"tag\":\"AAAAAAAAAAAAAAAAAAAAAA\"}",
+                       &why),
+                 KMS_CODE_OK);
+    cr_expect(req.has_resource);
+    cr_expect_str_eq(kms_recording_type_name(req.type), "transcript");
+    cr_expect_str_eq(req.loc, "x:y");
+    cr_expect_str_eq(req.tag, "AAAAAAAAAAAAAAAAAAAAAA");
+    kms_request_release(&req);
+    cr_assert_eq(parse(&req, "{" DONE "}", &why), KMS_CODE_OK);
+    cr_expect(!req.has_resource && req.loc == NULL && req.tag == NULL);
+    kms_request_release(&req);
+    cr_assert_eq(parse(&req, "{" CMK ",\"customerMasterKey\":\"AP+A\"}", &why), KMS_CODE_OK);
+    cr_expect_str_eq(req.assigned_org, "o");
+    cr_assert_eq(req.main_key.len, 3);
+    cr_expect_arr_eq(req.main_key.data, "\x00\xff\x80", 3);
+    kms_request_release(&req);
+    cr_assert_eq(parse(&req, "{" CMKS ",\"keyState\":\"removedclean\"}", &why), KMS_CODE_OK);
+    cr_expect_str_eq(kms_main_key_state_name(req.main_state), "REMOVEDCLEAN");
+    kms_request_release(&req);
+    cr_assert_eq(parse(&req, "{" RES ",\"kind\":\"meeting\",\"security\":\"zero-trust\"}", &why),
+                 KMS_CODE_OK);
+    cr_expect(req.zero_trust);
     kms_request_release(&req);
 }
 
