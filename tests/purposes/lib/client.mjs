@@ -66,7 +66,8 @@ export function http(method, path, body, {url = env.KMS_URL, certificate} = {}) 
             const parts = [];
             res.on('error', reject).on('data', (d) => parts.push(d)).on('end', () => resolve({status: res.statusCode, text: Buffer.concat(parts).toString()}));
         });
-        req.on('error', reject).end(data);
+        // A connection that was idle for long may be closed just when it is used again: then nothing was heard, and it is asked anew.
+        req.on('error', (e) => (req.reusedSocket && e.code === 'ECONNRESET' ? http(method, path, body, {url, certificate}).then(resolve, reject) : reject(e))).end(data);
     });
 }
 
