@@ -15,6 +15,7 @@
 #include "kms/config.h"
 #include "kms/service.h"
 #include "kms/service_ca.h"
+#include "proto/buf.h"
 #include "proto/err.h"
 #include "proto/json.h"
 #include "tests/unit/certs.h"
