@@ -32,7 +32,7 @@ const state = async () => (await owner.run(`SELECT md5(string_agg(t, '|' ORDER B
     SELECT 'p' || x::text AS t FROM kms.purposes x UNION ALL SELECT 's' || x::text FROM kms.services x UNION ALL SELECT 'o' || x::text FROM kms.service_orgs x
     UNION ALL SELECT 'c' || x::text FROM kms.settings x UNION ALL SELECT 'm' || matter_id || state FROM kms.matters x WHERE state NOT IN ('pending', 'rejected')
     UNION ALL SELECT 'k' || key_id FROM kms.content_keys WHERE blob IS NOT NULL UNION ALL SELECT 'r' || resource_id FROM kms.resources WHERE destroyed_at IS NULL) q`))[0];
-const entries = async (where) => Number((await owner.run(`SELECT count(*) FROM kms.entries WHERE ${where}`))[0]);
+const entries = async (where) => Number((await owner.run(`SELECT count(*) FROM kms.entries WHERE org_id IN (${lit(f.id)}, kms.nobody()) AND ${where}`))[0]);
 
 const f = await fixture(owner, {name: 'control', on: ['indexing']});
 let n = 0;

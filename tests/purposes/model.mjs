@@ -87,8 +87,8 @@ const allows = (world, who, purpose, org) => who.orgs.includes(org) && world.org
 
 function service(world, who, request) {
     const {form} = request;
-    if (who.state === 'retired') return no(403006);
     if (!['key', 'resource.keys', 'purpose.keys', 'matter.keys'].includes(form)) return no(403005);
+    if (who.state === 'retired') return no(403006);
     const purpose = form === 'matter.keys' ? request.purpose ?? 'ediscovery' : request.purpose;
     if (!PURPOSES.includes(purpose) || !who.purposes.includes(purpose)) return no(403005);
     if (form === 'purpose.keys') return walk(world, who, purpose);

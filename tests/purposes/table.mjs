@@ -5,7 +5,7 @@
 // Prints how many cells had which outcome, and each outcome that never came: a table in which nothing is refused, or nothing given, proves nothing.
 import {createHash, randomBytes, randomUUID} from 'node:crypto';
 import {ASKED, forbiddenCells, serviceCells, userCells} from './cells.mjs';
-import {Channel, cluster, env} from './lib/client.mjs';
+import {Channel, cluster, env, unsealed} from './lib/client.mjs';
 import {Psql, array, lit} from './lib/psql.mjs';
 import {PURPOSES, expected} from './model.mjs';
 import {build, certify, each} from './world.mjs';
@@ -92,8 +92,10 @@ function read(world, who, request, body) {
     let error;
     list.forEach((k, i) => {
         const known = world.material.get(keys[i]);
-        if (k.jwk?.k !== known) error = `${keys[i]} is not the key that was minted`;
-        if (k.jwk?.kid !== k.uri) error = `kid ${k.jwk?.kid}`;
+        if (who.sealed && (k.jwk !== undefined || typeof k.jwe !== 'string')) error = `${keys[i]} is not sealed`;
+        const jwk = who.sealed ? unsealed(k.jwe, who.sealed) : k.jwk;
+        if (jwk?.k !== known) error ??= `${keys[i]} is not the key that was minted`;
+        if (jwk?.kid !== k.uri) error ??= `kid ${jwk?.kid}`;
     });
     if (who.type === 'service') {
         const purpose = request.form === 'matter.keys' ? 'ediscovery' : request.purpose;
@@ -123,10 +125,10 @@ async function askServer(world, cells) {
     });
 }
 
-/* Its channel died with it.  A worker that still has the channel's key says so on it (403006), one that has not cannot: the signed 499001. */
+/* Its channel died with it.  A worker that still has the channel's key refuses on it as the model has it, one that has not cannot: the signed 499001. */
 async function retired(world, who, part) {
     const bodies = await who.channel.askAll(part.map((c) => wire(c.request)));
-    part.forEach((c, i) => judge(world, c, {code: bodies[i].signed && bodies[i].errorCode === 499001 ? 403006 : bodies[i].errorCode ?? 0}));
+    part.forEach((c, i) => judge(world, c, {code: bodies[i].signed && bodies[i].errorCode === 499001 ? expected(world, who, c.request).code : bodies[i].errorCode ?? 0}));
 }
 
 // --- the functions of the database alone ---
@@ -178,25 +180,30 @@ async function walks(world) {
         }
         return {body: {reason: 'endless'}, seen};
     };
-    const compare = (name, got, keys) => {
+    const compare = (who, name, got, keys) => {
         if (got.body) return check(name, false, JSON.stringify(got.body));
         const ids = got.seen.map((k) => k.uri.slice(`${cluster}/keys/`.length));
         check(`${name}: each once`, new Set(ids).size === ids.length);
         check(`${name}: all that may be seen and nothing else`, [...ids].sort().join() === [...keys].sort().join(), `${ids.length} keys, not ${keys.length}`);
-        check(`${name}: the very keys`, got.seen.every((k, i) => k.jwk?.k === world.material.get(ids[i])));
+        check(`${name}: the very keys`, got.seen.every((k, i) => (who.sealed ? unsealed(k.jwe, who.sealed) : k.jwk)?.k === world.material.get(ids[i])));
     };
-    const services = world.services.filter((s) => s.state === 'active' && /^(all|o-|k-s|k-m|p-i$|p-a$|p-ia)/.test(s.name));
+    const services = world.services.filter((s) => s.state === 'active' && /^(all|o-|sealed|k-s|k-m|p-i$|p-a$|p-ia)/.test(s.name));
     await each(services, 4, async (who) => {
         for (const purpose of ['indexing', 'archival']) {
             if (!who.purposes.includes(purpose)) continue;
-            const keys = expected(world, who, {form: 'purpose.keys', purpose}).keys;
+            const {code, keys} = expected(world, who, {form: 'purpose.keys', purpose});
+            if (code !== 0) {
+                const {body} = await pages(who, `/purposes/${purpose}/keys`, 97);
+                check(`${who.name} may not walk ${purpose}`, body?.errorCode === code, JSON.stringify(body));
+                continue;
+            }
             for (const count of who.name === 'all' ? [7, 100, 1000] : [97])
-                compare(`${who.name} walks ${purpose} by ${count}`, await pages(who, `/purposes/${purpose}/keys`, count), keys);
+                compare(who, `${who.name} walks ${purpose} by ${count}`, await pages(who, `/purposes/${purpose}/keys`, count), keys);
         }
         if (!who.purposes.includes('ediscovery')) return;
         for (const m of world.matters.values()) {
             const want = expected(world, who, {form: 'matter.keys', matter: m.id});
-            if (want.code === 0) compare(`${who.name} walks the matter ${m.name} of ${m.org}`, await pages(who, `/matters/${m.id}/keys`, 9), want.keys);
+            if (want.code === 0) compare(who, `${who.name} walks the matter ${m.name} of ${m.org}`, await pages(who, `/matters/${m.id}/keys`, 9), want.keys);
         }
     });
     // A resource is walked likewise.
@@ -204,7 +211,7 @@ async function walks(world) {
     for (const r of [...world.resources.values()].filter((x) => x.org === 'rich' && !x.gone).slice(0, 10)) {
         for (const purpose of ['indexing', 'archival']) {
             const keys = expected(world, all, {form: 'resource.keys', target: r.id, purpose}).keys;
-            compare(`all walks a ${r.kind} for ${purpose}`, await pages(all, `/resources/${r.id}/keys`, 3, {purpose}), keys);
+            compare(all, `all walks a ${r.kind} for ${purpose}`, await pages(all, `/resources/${r.id}/keys`, 3, {purpose}), keys);
         }
     }
     // A cursor is good for its own walk alone.
