@@ -179,6 +179,14 @@ is "lines that are no calls have entries" "$(($(reads admin.call) - before))" 2
 as_user games person erase acme a-person-of-that-name >/dev/null 2>&1
 is "whom nobody may name is not named" "$(db "SELECT count(*) FROM kms.entries WHERE detail::text LIKE '%a-person-of-that-name%'")" 0
 
+# No entry, no answer; but what must work without the database does.
+db "REVOKE EXECUTE ON FUNCTION kms.admin_record FROM kms_keeper"
+check "what cannot be recorded is not told" 1 "$ctl" org list
+has "what cannot be recorded is not told" "$err" 'the audit log cannot be written'
+check "status is, without its entry" 0 "$ctl" status
+db "GRANT EXECUTE ON FUNCTION kms.admin_record TO kms_keeper"
+check "told again" 0 "$ctl" org list
+
 # --- two officers ---
 
 first() { "$ctl" "$@"; }                # root
