@@ -352,7 +352,8 @@ call_shown(void *ctx, int err, const PGresult *res, const char *sqlstate)
         return;
     else if (j == NULL)
         call_refuse(c, KMS_CODE_NOT_FOUND,
-                    c->name != NULL ? "no organisation of this name" : "nothing has this id or name");
+                    c->name != NULL ? "no organisation of this name"
+                                    : "nothing has this id or name");
     else
         call_answer(c, j);
 }
@@ -786,7 +787,7 @@ static const struct method methods[] = {
     {NULL, 0, NULL, RECORD_CALL},
 };
 static const struct method *const method_lists[] = {methods, audit_methods, control_methods,
-                                                     explain_methods};
+                                                    explain_methods};
 
 /* --- who may what --- */
 

@@ -36,7 +36,7 @@ struct config {
     char *services_crl; /* PEM of their revocation lists; "" none */
     /* [admin] */
     char *admin_socket;
-    char *admin_group; /* the socket's group; "" the process's own */
+    char *admin_group;                     /* the socket's group; "" the process's own */
     char *operators, *officers, *auditors; /* user names, uids, @groups of each role */
     long long approvals; /* officers that an action needs at least, who asks for it included */
     /* [audit] */

@@ -89,7 +89,7 @@ report_run(struct call *c)
 }
 
 const struct method explain_methods[] = {
-    {"explain", ROLE_ANY, explain_run, RECORD_CALL},
+    {"explain", ROLE_LOG, explain_run, RECORD_CALL},
     {"matter.report", ROLE_LOG, report_run, RECORD_CALL},
     {NULL, 0, NULL, RECORD_CALL},
 };

@@ -420,9 +420,9 @@ https_head_parse(struct https_head *head, const char *data, size_t len)
         return len < HTTPS_HEAD_MAX ? KMS_ERR_AGAIN : KMS_ERR_PROTOCOL;
     head->head_len = (size_t)(end - data) + 4;
     end += 2;
-    if (head->head_len > HTTPS_HEAD_MAX || memcmp(data, "HTTP/1.", 7) != 0 ||
-        (size_t)(end - data) < strlen("HTTP/1.1 200\r\n") || (data[7] != '0' && data[7] != '1') ||
-        data[8] != ' ' || !parse_length(&n, data + 9, 3) || n < 100 || n > 599 ||
+    if (head->head_len > HTTPS_HEAD_MAX || (size_t)(end - data) < strlen("HTTP/1.1 200\r\n") ||
+        memcmp(data, "HTTP/1.", 7) != 0 || (data[7] != '0' && data[7] != '1') || data[8] != ' ' ||
+        !parse_length(&n, data + 9, 3) || n < 100 || n > 599 ||
         (data[12] != ' ' && data[12] != '\r'))
         return KMS_ERR_PROTOCOL;
     head->status = (int)n;

@@ -12,7 +12,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
-#include <grp.h>
 #include <netdb.h>
 #include <signal.h>
 #include <stdio.h>
@@ -108,8 +107,8 @@ static int
 listen_admin(const char *path, const char *group)
 {
     struct sockaddr_un sa = {.sun_family = AF_UNIX};
-    const struct group *gr;
     mode_t mask;
+    gid_t gid;
     int fd, r;
 
     if (strlen(path) >= sizeof(sa.sun_path)) {
@@ -135,10 +134,10 @@ listen_admin(const char *path, const char *group)
     r = bind(fd, (struct sockaddr *)&sa, sizeof(sa));
     umask(mask);
     if (r == 0 && group[0] != '\0') {
-        if ((gr = getgrnam(group)) == NULL) {
+        if (config_group(group, &gid) != KMS_OK) {
             errno = ENOENT;
             r = -1;
-        } else if ((r = chown(path, (uid_t)-1, gr->gr_gid)) == 0) {
+        } else if ((r = chown(path, (uid_t)-1, gid)) == 0) {
             r = chmod(path, 0660);
         }
     }

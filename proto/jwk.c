@@ -81,9 +81,9 @@ jwk_has_private(const json_t *jwk)
     return false;
 }
 
-/* An EVP_PKEY of the type from the parameters, checked as a public key is. */
+/* An EVP_PKEY of the type from the parameters, checked as a public key is if thorough. */
 static int
-key_make(EVP_PKEY **out, const char *type, OSSL_PARAM_BLD *bld)
+key_make(EVP_PKEY **out, const char *type, OSSL_PARAM_BLD *bld, bool thorough)
 {
     OSSL_PARAM *params = NULL;
     EVP_PKEY_CTX *ctx = NULL, *check = NULL;
@@ -102,7 +102,7 @@ key_make(EVP_PKEY **out, const char *type, OSSL_PARAM_BLD *bld)
         goto out;
     /* For RSA with random witnesses: a crooked modulus may pass one time and not the next, a good
      * one always does. */
-    if (EVP_PKEY_public_check(check) != 1) {
+    if (thorough && EVP_PKEY_public_check(check) != 1) {
         r = KMS_ERR_KEY;
         goto out;
     }
@@ -147,27 +147,36 @@ is_roca(const BIGNUM *n)
     return true;
 }
 
+/* Modulus and exponent, which are the caller's in every case. */
 static int
-get_rsa(EVP_PKEY **out, const json_t *jwk)
+get_rsa_numbers(BIGNUM **n, BIGNUM **e, const json_t *jwk)
+{
+    int r;
+
+    if ((r = get_number(jwk, "n", n)) != KMS_OK || (r = get_number(jwk, "e", e)) != KMS_OK)
+        return r;
+    if (BN_num_bits(*n) < RSA_BITS_MIN || BN_num_bits(*n) > RSA_BITS_MAX || !BN_is_odd(*n) ||
+        !BN_is_odd(*e) || BN_num_bits(*e) > 64 || BN_get_word(*e) < RSA_E_MIN || is_roca(*n))
+        return KMS_ERR_KEY;
+    return KMS_OK;
+}
+
+static int
+get_rsa(EVP_PKEY **out, const json_t *jwk, bool thorough)
 {
     BIGNUM *n = NULL, *e = NULL;
     OSSL_PARAM_BLD *bld = NULL;
     int r;
 
-    if ((r = get_number(jwk, "n", &n)) != KMS_OK || (r = get_number(jwk, "e", &e)) != KMS_OK)
+    if ((r = get_rsa_numbers(&n, &e, jwk)) != KMS_OK)
         goto out;
-    if (BN_num_bits(n) < RSA_BITS_MIN || BN_num_bits(n) > RSA_BITS_MAX || !BN_is_odd(n) ||
-        !BN_is_odd(e) || BN_num_bits(e) > 64 || BN_get_word(e) < RSA_E_MIN || is_roca(n)) {
-        r = KMS_ERR_KEY;
-        goto out;
-    }
     if ((bld = OSSL_PARAM_BLD_new()) == NULL ||
         OSSL_PARAM_BLD_push_BN(bld, OSSL_PKEY_PARAM_RSA_N, n) != 1 ||
         OSSL_PARAM_BLD_push_BN(bld, OSSL_PKEY_PARAM_RSA_E, e) != 1) {
         r = KMS_ERR_NOMEM;
         goto out;
     }
-    r = key_make(out, "RSA", bld);
+    r = key_make(out, "RSA", bld, thorough);
 out:
     OSSL_PARAM_BLD_free(bld);
     BN_free(n);
@@ -178,7 +187,7 @@ out:
 /* Ours is the form of the point, so neither a compressed one nor the one at infinity can be said.
  */
 static int
-get_p256(EVP_PKEY **out, const json_t *jwk)
+get_p256(EVP_PKEY **out, const json_t *jwk, bool thorough)
 {
     unsigned char point[POINT_LEN] = {POINT_CONVERSION_UNCOMPRESSED};
     OSSL_PARAM_BLD *bld;
@@ -192,13 +201,13 @@ get_p256(EVP_PKEY **out, const json_t *jwk)
         OSSL_PARAM_BLD_push_octet_string(bld, OSSL_PKEY_PARAM_PUB_KEY, point, sizeof(point)) != 1)
         r = KMS_ERR_NOMEM;
     else
-        r = key_make(out, "EC", bld);
+        r = key_make(out, "EC", bld, thorough);
     OSSL_PARAM_BLD_free(bld);
     return r;
 }
 
 static int
-get_ed25519(EVP_PKEY **out, const json_t *jwk)
+get_ed25519(EVP_PKEY **out, const json_t *jwk, bool thorough)
 {
     unsigned char pub[ED25519_LEN];
     int r;
@@ -215,7 +224,7 @@ get_ed25519(EVP_PKEY **out, const json_t *jwk)
 static const struct kind {
     const char *kty;
     const char *crv; /* NULL: it has none */
-    int (*get)(EVP_PKEY **out, const json_t *jwk);
+    int (*get)(EVP_PKEY **out, const json_t *jwk, bool thorough);
     const char *members[4]; /* required, in the order of RFC 7638; NULL ends them */
 } kinds[] = {
     {"RSA", NULL, get_rsa, {"e", "kty", "n", NULL}},
@@ -247,8 +256,8 @@ kind_find(const struct kind **out, const json_t *jwk)
     return KMS_OK;
 }
 
-int
-jwk_get_public(EVP_PKEY **out, const json_t *jwk)
+static int
+get_public(EVP_PKEY **out, const json_t *jwk, bool thorough)
 {
     const struct kind *kind;
     int r;
@@ -256,7 +265,19 @@ jwk_get_public(EVP_PKEY **out, const json_t *jwk)
     *out = NULL;
     if ((r = kind_find(&kind, jwk)) != KMS_OK)
         return r;
-    return jwk_has_private(jwk) ? KMS_ERR_MEMBER : kind->get(out, jwk);
+    return jwk_has_private(jwk) ? KMS_ERR_MEMBER : kind->get(out, jwk, thorough);
+}
+
+int
+jwk_get_public(EVP_PKEY **out, const json_t *jwk)
+{
+    return get_public(out, jwk, true);
+}
+
+int
+jwk_get_checked(EVP_PKEY **out, const json_t *jwk)
+{
+    return get_public(out, jwk, false);
 }
 
 int
@@ -270,7 +291,7 @@ jwk_get_p256(EVP_PKEY **out, const json_t *jwk)
         return r;
     if (kind->get != get_p256)
         return KMS_ERR_ALGORITHM;
-    return jwk_has_private(jwk) ? KMS_ERR_MEMBER : get_p256(out, jwk);
+    return jwk_has_private(jwk) ? KMS_ERR_MEMBER : get_p256(out, jwk, true);
 }
 
 int
@@ -438,6 +459,28 @@ check_member(const json_t *jwk, const char *name)
         return get_octets(jwk, name, octets, sizeof(octets));
     r = get_number(jwk, name, &n);
     BN_free(n);
+    return r;
+}
+
+int
+jwk_check_public(const json_t *jwk)
+{
+    BIGNUM *n = NULL, *e = NULL;
+    const struct kind *kind;
+    size_t i;
+    int r;
+
+    if ((r = kind_find(&kind, jwk)) != KMS_OK)
+        return r;
+    if (jwk_has_private(jwk))
+        return KMS_ERR_MEMBER;
+    for (i = 0; i < 4 && kind->members[i] != NULL; i++)
+        if ((r = check_member(jwk, kind->members[i])) != KMS_OK)
+            return r;
+    if (kind->get == get_rsa)
+        r = get_rsa_numbers(&n, &e, jwk);
+    BN_free(n);
+    BN_free(e);
     return r;
 }
 

@@ -22,6 +22,12 @@
  * _ALGORITHM, _KEY, _SYNTAX, _NOMEM. */
 int jwk_get_public(EVP_PKEY **out, const json_t *jwk); /* RSA, EC P-256 or Ed25519 */
 int jwk_get_p256(EVP_PKEY **out, const json_t *jwk);   /* EC P-256 and nothing else */
+/*
+ * The same as jwk_get_public of a jwk that it has taken before, and that was kept since where
+ * nobody can change it: without OpenSSL's look at the mathematics of an RSA modulus, which takes 20
+ * ms.  A point is on the curve all the same.
+ */
+int jwk_get_checked(EVP_PKEY **out, const json_t *jwk);
 /* An oct key of exactly 32 bytes; *out is the caller's. */
 int jwk_get_oct(struct secret **out, const json_t *jwk);
 
@@ -42,6 +48,13 @@ json_t *jwk_from_oct(const char *kid, const unsigned char key[SECRET_LEN]);
 int jwk_thumbprint(unsigned char out[JWK_THUMBPRINT_LEN], const json_t *jwk);
 /* The same of a key; KMS_ERR_ALGORITHM: of another kind; KMS_ERR_NOMEM. */
 int jwk_thumbprint_key(unsigned char out[JWK_THUMBPRINT_LEN], EVP_PKEY *key);
+
+/*
+ * Those checks of jwk_get_public that cost nothing: a public key of a kind that it takes, its
+ * numbers in their one spelling and in range.  Whether a modulus is none of a good key, or a point
+ * on the curve, is for whoever vouches for the key, or for jwk_get_public.  Its errors.
+ */
+int jwk_check_public(const json_t *jwk);
 
 /* Whether a jwk has a member that only private (or symmetric) keys have. */
 bool jwk_has_private(const json_t *jwk);

@@ -33,7 +33,9 @@ int concat_kdf_sha256(unsigned char *out, size_t out_len, const unsigned char *z
                       const char *alg, const unsigned char *apu, size_t apu_len,
                       const unsigned char *apv, size_t apv_len);
 
-/* The 32-byte x coordinate of the shared point, as it is.  KMS_ERR_KEY: all zero; KMS_ERR_NOMEM. */
+/* The 32-byte x coordinate of the shared point, as it is.  peer: as above, on the curve and not at
+ * infinity, which is all there is to check where the cofactor is 1.  KMS_ERR_KEY: all zero, or of
+ * another curve; KMS_ERR_NOMEM. */
 int ecdh_shared(unsigned char out[32], EVP_PKEY *mine, EVP_PKEY *peer);
 
 #endif

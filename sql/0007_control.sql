@@ -1213,6 +1213,40 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp 
 $$;
 COMMENT ON FUNCTION canary_list IS 'Canaries of an organisation (NULL: of all); NULL: no such organisation';
 
+-- ---------------------------------------------------------------------------------------------------- organisations
+
+-- As before, but releases that began before it end before it, and those after it see it: on every node, when it returns.
+CREATE OR REPLACE FUNCTION org_set_state(op uuid, name text, state text, actor text)
+RETURNS TABLE (verdict integer, result jsonb)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    v_before record;
+    v_row organisations;
+    v_action text := CASE state WHEN 'active' THEN 'org.resume' ELSE 'org.suspend' END;
+BEGIN
+    IF state IS NULL OR state NOT IN ('active', 'suspended') THEN
+        RAISE EXCEPTION 'unknown state' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    PERFORM policy_lock();
+    SELECT o.* INTO v_row FROM organisations o WHERE o.name = org_set_state.name FOR NO KEY UPDATE;
+    SELECT * INTO v_before FROM done_before(coalesce(v_row.org_id, nobody()), op, v_action);
+    IF v_before.seen THEN
+        verdict := v_before.verdict;
+        result := v_before.result;
+    ELSIF v_row.org_id IS NULL THEN
+        verdict := 404001;
+        result := jsonb_build_object('why', 'no organisation of this name');
+        PERFORM record_admin(nobody(), op, actor, v_action, verdict, result || jsonb_build_object('name', left(org_set_state.name, 256)));
+    ELSE
+        UPDATE organisations o SET state = org_set_state.state WHERE o.org_id = v_row.org_id RETURNING o.* INTO v_row;
+        verdict := 0;
+        result := org_json(v_row);
+        PERFORM record_admin(v_row.org_id, op, actor, v_action, 0, result);
+    END IF;
+    RETURN NEXT;
+END $$;
+
 -- ---------------------------------------------------------------------------------------------------- the stream
 
 -- Suspended: the collector gets nothing until it is resumed, and then all from where it was.  The log itself goes on.

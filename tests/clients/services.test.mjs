@@ -622,14 +622,14 @@ test('requests in one POST are judged each by itself', async () => {
 test('dlp sees what was bound within the age that is set, and no shorter one than a minute is', async () => {
     const ch = await ServiceChannel.open(dlp.who);
     const made = await container(user, {keys: 1});
-    await setRule(env.KMS_ORG, 'dlp.age', '60000');
+    await setRule(env.KMS_ORG, 'dlp.age', '60s');
     try {
         const bound = Date.parse(ok(await ch.retrieve(relative(made.keys[0]), {purpose: 'dlp'})).key.bindDate);
         await sleep(bound + 60200 - Date.now());
         refused(await ch.retrieve(relative(made.keys[0]), {purpose: 'dlp'}), 403005);
         assert.deepEqual(ok(await ch.retrieve(`${relative(made.uri)}/keys`, {purpose: 'dlp'})).keys, []);
     } finally {
-        await setRule(env.KMS_ORG, 'dlp.age', '86400000');
+        await setRule(env.KMS_ORG, 'dlp.age', '24h');
     }
     ok(await ch.retrieve(relative(made.keys[0]), {purpose: 'dlp'}));
 });

@@ -39,7 +39,7 @@ function authorised(world, sub, resource) {
 
 function user(world, who, request) {
     const org = world.orgs.get(who.org), officer = request.behalf !== undefined && request.behalf !== who.sub;
-    if (['purpose.keys', 'matter.keys'].includes(request.form)) return no(403006);
+    if (['purpose.keys', 'matter.keys'].includes(request.form)) return no(403005);
     if (org.state !== 'active') return no(403001);
     if (officer && !who.officer) return no(403004);
     const as = officer ? request.behalf : who.sub;
@@ -55,11 +55,15 @@ function user(world, who, request) {
     }
     if (!authorised(world, as, resource)) return no(403001);
 
-    // An organisation may want an open matter for its officers too: one that covers all of what is asked for.
+    // An organisation may want an open matter for its officers too.  A request is tied to one: of those that cover it rather one that has keys of what is
+    // asked for, then the one that expires last.
     const matters = !officer || org.compliance === 'role' ? null : [...world.matters.values()].filter((m) => m.org === who.org && open(world, m) &&
         m.custodians.includes(as) && m.kinds.includes(resource.kind));
-    const seen = (k) => !matters || matters.some((m) => inWindow(m, k));
-    if (matters && (matters.length === 0 || (request.form === 'key' && !seen(target)))) return no(403007);
+    const asked = request.form === 'key' ? [target] : latest(keysOf(world, resource), {...request, count: undefined});
+    const has = (m) => asked.some((k) => inWindow(m, k));
+    const matter = matters?.sort((a, b) => has(b) - has(a) || b.expires - a.expires || (a.id < b.id ? -1 : 1))[0];
+    const seen = (k) => !matters || inWindow(matter, k);
+    if (matters && (!matter || (request.form === 'key' && !seen(target)))) return no(403007);
     if (resource.gone || (request.form === 'key' && target.gone)) return no(410001);
     if (request.form === 'key') return yes([target]);
     if (request.form === 'resource.keys') return yes(latest(keysOf(world, resource).filter(seen), request));
@@ -83,8 +87,8 @@ const allows = (world, who, purpose, org) => who.orgs.includes(org) && world.org
 
 function service(world, who, request) {
     const {form} = request;
-    if (who.state === 'retired') return no(403006);
     if (!['key', 'resource.keys', 'purpose.keys', 'matter.keys'].includes(form)) return no(403005);
+    if (who.state === 'retired') return no(403006);
     const purpose = form === 'matter.keys' ? request.purpose ?? 'ediscovery' : request.purpose;
     if (!PURPOSES.includes(purpose) || !who.purposes.includes(purpose)) return no(403005);
     if (form === 'purpose.keys') return walk(world, who, purpose);
@@ -110,12 +114,16 @@ function service(world, who, request) {
     }
     if (form === 'key' && !seen(target)) return no(refusal);
     if (resource.gone || (form === 'key' && target.gone)) return no(410001);
-    return yes(form === 'key' ? [target] : latest(keysOf(world, resource).filter(seen), request));
+    // Of a walk, `count` is the size of a page: this is all of it.
+    const span = ['indexing', 'archival'].includes(purpose) ? {...request, count: undefined} : request;
+    return yes(form === 'key' ? [target] : latest(keysOf(world, resource).filter(seen), span));
 }
 
 /* All that a service sees under indexing or archival. */
 function walk(world, who, purpose) {
-    if (!['indexing', 'archival'].includes(purpose)) return no(403005);
+    const orgs = [...world.orgs.values()].filter((o) => allows(world, who, purpose, o.name));
+    if (!['indexing', 'archival'].includes(purpose) || orgs.length === 0) return no(403005);
+    if (orgs.every((o) => o.state !== 'active')) return no(403001);
     return yes([...world.resources.values()]
         .filter((r) => allows(world, who, purpose, r.org) && world.orgs.get(r.org).state === 'active' && who.kinds.includes(r.kind) && !r.gone)
         .flatMap((r) => keysOf(world, r)));

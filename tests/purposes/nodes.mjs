@@ -83,27 +83,46 @@ class Load {
     }
 }
 
+/* Whoever asks, for what, and the command that ends it.  kind: of the entries that releases leave. */
+const services = {
+    kind: 'service',
+    open: (f, where) => Channel.open(f.s, where),
+    requests: (f, list) => [...list.flatMap((r) => [{method: 'retrieve', uri: `/keys/${r.key}`, purpose: 'ediscovery', matter: f.matterId},
+        {method: 'retrieve', uri: `/resources/${r.id}/keys`, purpose: 'ediscovery', matter: f.matterId}]), {method: 'retrieve', uri: `/matters/${f.matterId}/keys`, count: 10}],
+};
+const walkers = {...services, requests: () => [{method: 'retrieve', uri: '/purposes/indexing/keys', count: 10}]};
+const scanners = {...services, requests: (f, list) => list.map((r) => ({method: 'retrieve', uri: `/keys/${r.key}`, purpose: 'dlp'}))};
+const officers = {
+    kind: 'user',
+    open: (f, where) => Channel.open({org: f.name, sub: 'officer', roles: ['spark.kms_orgagent'], clientId: 'https://clients.example/officer'}, where),
+    requests: (f, list) => list.flatMap((r) => [{method: 'retrieve', uri: `/keys/${r.key}`, behalf: 'custodian'}, {method: 'retrieve', uri: `/resources/${r.id}/keys`, behalf: 'custodian'}]),
+};
 const CLOSING = {
-    'purpose.disable': {command: (f) => ['purpose', 'disable', f.name, 'ediscovery'], codes: [403005]},
-    'matter.close': {command: (f) => ['matter', 'close', f.matterId], codes: [403007]},
-    'service.retire': {command: (f) => ['service', 'retire', f.s.name], codes: [499001, 403006, -1]},
-    'certificate.revoke': {command: (f) => ['service', 'revoke-certificate', f.s.certificate.serial], codes: [499001, 401001, -1]},
-    'org.suspend': {command: (f) => ['org', 'suspend', f.name], codes: [403001]},
+    'purpose.disable': {...services, command: (f) => ['purpose', 'disable', f.name, 'ediscovery'], codes: [403005]},
+    'purpose.disable of a walk': {...walkers, command: (f) => ['purpose', 'disable', f.name, 'indexing'], codes: [403005]},
+    'matter.close': {...services, command: (f) => ['matter', 'close', f.matterId], codes: [403007]},
+    'matter.close for officers': {...officers, compliance: 'matter', command: (f) => ['matter', 'close', f.matterId], codes: [403007]},
+    'setting.set of compliance': {...officers, matter: false, command: (f) => ['org', 'set', f.name, 'compliance=matter'], codes: [403007]},
+    'setting.set of dlp.age': {...scanners, old: 3600000, command: (f) => ['org', 'set', f.name, 'dlp.age=30m'], codes: [403005]},
+    'service.retire': {...services, command: (f) => ['service', 'retire', f.s.name], codes: [499001, 403006, -1]},
+    'certificate.revoke': {...services, command: (f) => ['service', 'revoke-certificate', f.s.certificate.serial], codes: [499001, 401001, -1]},
+    'org.suspend': {...services, command: (f) => ['org', 'suspend', f.name], codes: [403001]},
 };
 
 for (let round = 0; round < rounds; round++) {
     for (const [what, how] of Object.entries(CLOSING)) {
         for (const on of ['first', 'second']) {
-            const f = await fixture(owner, {name: what.replace('.', '-'), on: PURPOSES});
+            const f = await fixture(owner, {name: what.split(' ')[0].replace('.', '-'), on: PURPOSES, compliance: how.compliance});
             f.s = await f.service({purposes: PURPOSES});
-            f.matterId = await f.matter({});
+            if (how.matter !== false) f.matterId = await f.matter({});
             const list = [{id: f.resource, key: f.key}, ...await f.resources(5)];
-            const purpose = 'ediscovery', matter = f.matterId;
-            const requests = [...list.flatMap((r) => [{method: 'retrieve', uri: `/keys/${r.key}`, purpose, matter}, {method: 'retrieve', uri: `/resources/${r.id}/keys`, purpose, matter}]),
-                {method: 'retrieve', uri: `/matters/${f.matterId}/keys`, count: 10}];
+            if (how.old) {
+                await owner.run(`BEGIN; SET LOCAL session_replication_role = replica; UPDATE kms.content_keys SET bound_at = bound_at - ${how.old} * interval '1 millisecond'
+                    WHERE org_id = ${lit(f.id)} AND resource_id IS NOT NULL; COMMIT`);
+            }
             const channels = [];
-            for (const where of [{}, second, {}, second]) channels.push([await Channel.open(f.s, where), where]);
-            const load = new Load(channels, requests);
+            for (const where of [{}, second, {}, second]) channels.push([await how.open(f, where), where]);
+            const load = new Load(channels, how.requests(f, list));
             await sleep(400 + Math.random() * 300);
             const before = load.seen.length;
             const res = await ctl(how.command(f), on === 'first' ? {} : {socket});
@@ -119,12 +138,13 @@ for (let round = 0; round < rounds; round++) {
                 check(`${name}: none to a request sent after it returned`, after.length > 0 && after.every((x) => x.keys === 0), `${after.filter((x) => x.keys).length} of ${after.length}`);
                 check(`${name}: for the right reason`, after.every((x) => how.codes.includes(x.code)), JSON.stringify(after.find((x) => !how.codes.includes(x.code))));
             }
-            // In microseconds; the command's end was seen a moment after it.
-            const late = Number((await owner.run(`SELECT count(*) FROM kms.entries WHERE org_id = ${lit(f.id)} AND kind = 'service' AND verdict = 0 AND key_ids IS NOT NULL AND at >= kms.ms_to_time(${returned})`))[0]);
+            const released = `e.org_id = ${lit(f.id)} AND e.kind = '${how.kind}' AND e.verdict = 0 AND e.action IN ('key.get', 'resource.keys', 'matter.keys', 'purpose.keys') AND e.key_ids IS NOT NULL`;
+            const count = async (where) => Number((await owner.run(`SELECT count(*) FROM kms.entries e WHERE ${released} AND ${where}`))[0]);
+            const late = await count(`e.at >= kms.ms_to_time(${returned})`);
             check(`${name}: no release on record after it`, late === 0, late);
-            // Exactly, by the log itself: nothing is written after the entry of the command that is a release.
-            const order = Number((await owner.run(`SELECT count(*) FROM kms.entries e WHERE e.org_id = ${lit(f.id)} AND e.kind = 'service' AND e.verdict = 0 AND e.at >
-                (SELECT max(c.at) FROM kms.entries c WHERE c.action IN (${lit(what)}, ${lit(what.replace('org.', 'org.'))}) AND c.verdict = 0 AND c.at <= kms.ms_to_time(${returned}) AND c.org_id IN (${lit(f.id)}, kms.nobody()))`))[0]);
+            // And by the log itself: after the command's own entry there is no release.
+            const order = await count(`e.at > (SELECT max(c.at) FROM kms.entries c WHERE c.action = ${lit(what.split(' ')[0])} AND c.verdict = 0 AND c.at <= kms.ms_to_time(${returned})
+                AND c.org_id IN (${lit(f.id)}, kms.nobody()))`);
             check(`${name}: nor after the command's own entry`, order === 0, order);
         }
     }

@@ -2,7 +2,7 @@
 // protocol, organisations through kmsctl.  Times (when a key was bound, when a matter ends), matters and registrations are then put in place by the
 // database's owner, with the triggers off that keep everybody else from it: no test can wait a day for a key to grow old.
 import {execFile} from 'node:child_process';
-import {randomUUID} from 'node:crypto';
+import {generateKeyPairSync, randomUUID} from 'node:crypto';
 import {promisify} from 'node:util';
 import {Channel, certificates, env, idOf, ok} from './lib/client.mjs';
 import {array, lit} from './lib/psql.mjs';
@@ -79,6 +79,11 @@ export async function build(psql, {short = false, log = () => {}} = {}) {
     service('o-none', {orgs: []});
     service('all');
     service('retired', {state: 'retired'});
+    // They get keys sealed to a key of their own, never bare.
+    for (const [name, kind, options] of [['sealed-rsa', 'rsa', {modulusLength: 2048}], ['sealed-ec', 'ec', {namedCurve: 'P-256'}]]) {
+        const {publicKey, privateKey} = generateKeyPairSync(kind, options);
+        service(name, {orgs: ['rich', 'foreign', 'suspended'], sealed: privateKey, publicKey: publicKey.export({format: 'jwk'})});
+    }
 
     // --- organisations, and who makes their keys ---
 
@@ -117,8 +122,8 @@ export async function build(psql, {short = false, log = () => {}} = {}) {
     for (const s of world.services) {
         s.real = `${prefix}-${s.name}`;
         s.identity = `spiffe://services.example/${s.real}`;
-        await psql.run(`INSERT INTO kms.services (org_id, service, identity, purposes, kinds, rate, breadth, created_at)
-            VALUES (${lit(NIL)}, ${lit(s.real)}, ${lit(s.identity)}, ${array('text', s.purposes)}, ${array('text', s.kinds)}, 0, 0, clock_timestamp())`);
+        await psql.run(`INSERT INTO kms.services (org_id, service, identity, purposes, kinds, rate, breadth, public_key, created_at)
+            VALUES (${lit(NIL)}, ${lit(s.real)}, ${lit(s.identity)}, ${array('text', s.purposes)}, ${array('text', s.kinds)}, 0, 0, ${lit(s.publicKey)}, clock_timestamp())`);
         for (const n of s.orgs) await psql.run(`INSERT INTO kms.service_orgs VALUES (${lit(world.orgs.get(n).id)}, ${lit(s.real)}, clock_timestamp())`);
     }
     await psql.run('COMMIT');

@@ -1,7 +1,7 @@
 -- The keeper's functions: organisations, wrapping keys, the root, what operators look at.
 BEGIN;
 \ir fixture.psql
-SELECT plan(56);
+SELECT plan(59);
 
 CREATE FUNCTION pg_temp.add(name text, op text DEFAULT NULL) RETURNS TABLE (verdict integer, result jsonb) LANGUAGE sql AS $$
     SELECT * FROM kms.org_add(coalesce(pg_temp.id(op), gen_random_uuid()), name, pg_temp.id(name), 1, pg_temp.id('root'), pg_temp.bytes(40), pg_temp.bytes(8), 'root') $$;
@@ -34,8 +34,11 @@ SELECT throws_ok($$ SELECT * FROM kms.org_set_state(gen_random_uuid(), 'acme', '
 SELECT is(kms.org_show('none'), NULL, 'unknown: nothing to show');
 
 -- Wrapping keys.
+SELECT results_eq($$ SELECT * FROM kms.wrapping_keys_due(3600000, 1000) $$, $$ VALUES ('00000000-0000-0000-0000-000000000000'::uuid, '', 0) $$, 'the installation has none yet');
+SELECT is(verdict, 0, 'its first one') FROM kms.wrapping_key_add(gen_random_uuid(), '00000000-0000-0000-0000-000000000000', 1, pg_temp.id('root'), pg_temp.bytes(40), pg_temp.bytes(8), 'keeper');
+SELECT is(verdict, 409002, 'once') FROM kms.wrapping_key_add(gen_random_uuid(), '00000000-0000-0000-0000-000000000000', 1, pg_temp.id('root'), pg_temp.bytes(40), pg_temp.bytes(8), 'keeper');
 SELECT is_empty($$ SELECT FROM kms.wrapping_keys_due(3600000, 1000) $$, 'none is due');
-SELECT is((SELECT count(*) FROM kms.wrapping_keys_due(0, 1000)), 6::bigint, 'by age');
+SELECT is((SELECT count(*) FROM kms.wrapping_keys_due(0, 1000)), 7::bigint, 'by age');
 RESET ROLE;
 SELECT lives_ok($$ SELECT kms.wraps_add(ARRAY[pg_temp.id('acme')], '{1}', '{1000}') $$);
 SET LOCAL ROLE kms_keeper;

@@ -1,7 +1,7 @@
 -- Refusals that never came to the state, organisations by name, counted wraps, and the check of the server.
 BEGIN;
 \ir fixture.psql
-SELECT plan(13);
+SELECT plan(17);
 
 SET LOCAL ROLE kms_worker;
 SELECT lives_ok($$ SELECT kms.refusals_record(ARRAY[pg_temp.id('o1'), pg_temp.id('o2')], ARRAY[pg_temp.id('acme'), NULL], ARRAY[pg_temp.id('channel alice'), NULL],
@@ -41,6 +41,13 @@ SELECT throws_ok($$ SELECT kms.wraps_add('{}', '{1}', '{}') $$, '22023', NULL, '
 
 SELECT throws_ok($$ SELECT kms.refusals_record(ARRAY[gen_random_uuid()], '{NULL}', '{NULL}', '{NULL}', '{NULL}', '{NULL}', '{key.get}', '{0}', '{NULL}') $$, '22023', NULL,
     'what was done is not recorded this way');
+
+-- Services are no people.
+SELECT lives_ok($$ SELECT kms.refusals_record(ARRAY[pg_temp.id('o5'), pg_temp.id('o6')], '{NULL,NULL}', '{NULL,NULL}', '{r,r}', '{NULL,c}', '{spiffe://bot,alice}', '{key.get,key.get}', '{429001,429001}', '{NULL,NULL}',
+    '{service,NULL}') $$);
+SELECT ok(e.kind = 'service' AND e.subject = 'spiffe://bot' AND e.person IS NULL, 'a service''s name stays') FROM kms.entries e WHERE op_id = pg_temp.id('o5');
+SELECT ok(e.kind IS NULL AND e.subject IS NULL AND e.person IS NOT NULL, 'a person''s does not') FROM kms.entries e WHERE op_id = pg_temp.id('o6');
+SELECT throws_ok($$ SELECT kms.refusals_record(ARRAY[gen_random_uuid()], '{NULL}', '{NULL}', '{NULL}', '{NULL}', '{x}', '{key.get}', '{403001}', '{NULL}', '{keeper}') $$, '22023', NULL, 'nobody else');
 
 SELECT * FROM finish();
 ROLLBACK;

@@ -1,7 +1,7 @@
 -- Resources: made as a whole or not at all; shown to who is authorised.
 BEGIN;
 \ir fixture.psql
-SELECT plan(46);
+SELECT plan(51);
 
 SELECT is(pg_temp.keys('alice', '{k1,k2,k3,k4,k5}'), 0);
 SELECT is(pg_temp.keys('bob', '{b1}'), 0);
@@ -85,6 +85,13 @@ SELECT is((pg_temp.make('anon', '{}')).verdict, 403001, 'who makes none either')
 UPDATE kms.resources SET expires_at = now() - interval '1 s' WHERE resource_id = (SELECT id FROM r);
 SELECT is((pg_temp.see('bob', r.id)).verdict, 410001, 'past its ttl: destroyed') FROM r;
 SELECT is((pg_temp.see('mallory', r.id)).verdict, 403001, 'which others do not learn') FROM r;
+
+-- Kinds.
+SELECT is(pg_temp.ask('resource_create', 'alice', '{"auths":[],"kind":"meeting"}', 'kind1')::text IS NOT NULL, true);
+SELECT is(result ->> 'kind', 'meeting', 'a meeting') FROM pg_temp.ask('resource_create', 'alice', '{"auths":[],"kind":"meeting"}', 'kind1');
+SELECT is((pg_temp.ask('resource_get', 'alice', jsonb_build_object('resource', r.resource_id))).result ->> 'kind', 'meeting', 'shown as one') FROM kms.resources r WHERE kind = 'meeting';
+SELECT is(result ->> 'kind', 'space', 'without a kind: a space') FROM pg_temp.ask('resource_create', 'alice', '{"auths":[]}');
+SELECT is(verdict, 400002, 'no such kind') FROM pg_temp.ask('resource_create', 'alice', '{"auths":[],"kind":"zoo"}');
 
 SELECT * FROM finish();
 ROLLBACK;

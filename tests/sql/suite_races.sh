@@ -156,6 +156,69 @@ race "what a key is being bound to is destroyed" "SELECT race.bind('alice', '{d3
 is "nothing of either is left" "$(sql races -c "SELECT count(*), count(k.blob) FROM kms.content_keys k WHERE resource_id IN ('$r5', '$r6')")" "2|0"
 is "and each is on record" "$(sql races -c "SELECT count(*) FROM kms.entries e CROSS JOIN unnest(e.key_ids) WHERE e.action = 'resource.destroy' AND e.kind = 'operator' AND e.resource_id IN ('$r5', '$r6')")" 2
 
+# Services: rules, breadth, proofs and certificates against each other.
+sql races -c "SELECT kms.wrapping_key_add(gen_random_uuid(), kms.nobody(), 1, race.id('root'), race.bytes(40), race.bytes(8), 'keeper')" -c "SELECT race.scanner('walker')" \
+    -c "SELECT race.scanner('narrow', 1)" >/dev/null
+sql races -c "SELECT race.keys('alice', '{b1,b2,b3}')" >/dev/null
+s1=$(sql races -c "SELECT race.resource('alice', '{b1}')")
+s2=$(sql races -c "SELECT race.resource('alice', '{b2}')")
+off="SELECT race.act('purpose.disable', '{\"org\":\"acme\",\"purpose\":\"indexing\"}')"
+first "SELECT race.sget('walker', 'b1')" 2
+second "SET lock_timeout = '100ms'; $off"
+is "a purpose stays on while a key is released under it" "$first $second" "0 ERROR:  55P03"
+race "a release that begins while its purpose is turned off" "$off" "SELECT race.sget('walker', 'b1')" 0 403005
+sql races -c "UPDATE kms.purposes SET enabled = true"
+race "breadth: two resources at once where one more may be" "SELECT race.sget('narrow', 'b1')" "SELECT race.sget('narrow', 'b2')" 0 429001
+race "breadth: a resource twice at once" "SELECT race.sget('narrow', 'b1')" "SELECT race.sget('narrow', 'b1')" 0 0
+race "an operation beside its own first run: release to a service" "SELECT race.sget('walker', 'b1', 'so1')" "SELECT race.sget('walker', 'b1', 'so1')" 0 0
+is "one entry" "$(sql races -c "SELECT count(*) FROM kms.entries WHERE op_id = race.id('so1')")" 1
+race "an operation beside its own first run: a walk" "SELECT count(*) FROM race.serve('walker', 'purpose.keys', NULL, 2, NULL, 'so2')" \
+    "SELECT count(*) FROM race.serve('walker', 'purpose.keys', NULL, 2, NULL, 'so2')" 2 "ERROR:  40001"
+is "run again" "$(sql races -c "SELECT count(*) FROM race.serve('walker', 'purpose.keys', NULL, 2, NULL, 'so2')")" 2
+race "one proof twice at once" "SELECT race.open('walker', 'j1', 'p1')" "SELECT race.open('walker', 'j1', 'p2')" 0 401001
+revoke="SELECT kms.certificates_revoked(ARRAY[sha256('ca')], ARRAY['r1'::bytea], 'crl', 'keeper')"
+race "a certificate is revoked while a channel is opened with it" "SELECT race.open('walker', NULL, 'p3', 'r1')" "$revoke" 0 1
+is "the channel is gone" "$(sql races -c "SELECT found FROM kms.channels_open(ARRAY[race.id('channel p3')])")" f
+race "a channel is opened while its certificate is revoked" "${revoke/r1/r2}" "SELECT race.open('walker', NULL, 'p4', 'r2')" 1 401001
+
+# Walks against binds: what commits late is not passed over, and nothing comes twice.
+# To the walk's present end.
+catch_up() {
+    for _ in $(seq 200); do
+        [ "$(sql races -c "SELECT race.follow('walker', 500)")" = 0 ] && return
+    done
+    fail "the walk does not end"
+}
+catch_up
+walked=$(sql races -c "SELECT count(*) FROM race.walked")
+is "a walk has seen every key that is bound and there" "$walked" "$(sql races -c "SELECT count(*) FROM kms.content_keys k JOIN kms.resources r USING (org_id, resource_id)
+    WHERE k.blob IS NOT NULL AND r.destroyed_at IS NULL AND (r.expires_at IS NULL OR r.expires_at > now())")"
+sql races -c "SELECT race.keys('alice', '{w1,w2}')" >/dev/null
+first "SELECT race.bind('alice', '{w1}', '{$s1}')" 1
+second "SELECT race.bind('alice', '{w2}', '{$s1}'); SELECT race.follow('walker')"
+is "what was bound later waits for what was bound sooner" "$(echo $second)" "0 0"
+is "then both come" "$(sql races -c "SELECT race.follow('walker')")" 2
+is "in their order" "$(sql races -c "SELECT string_agg(CASE key WHEN race.id('w1') THEN 'w1' ELSE 'w2' END, ' ' ORDER BY ctid) FROM race.walked WHERE key IN (race.id('w1'), race.id('w2'))")" "w1 w2"
+cat >"$dir/bind.sql" <<'SQL'
+\set key random(1, 2000000000)
+\set ms random(0, 40)
+BEGIN;
+SELECT race.keys('alice', ARRAY['y' || :client_id || '.' || :key, 'z' || :client_id || '.' || :key]);
+SELECT race.bind('alice', ARRAY['y' || :client_id || '.' || :key, 'z' || :client_id || '.' || :key], ARRAY[:s1, :s2]::uuid[]);
+\sleep :ms ms
+COMMIT;
+SQL
+sql races -c "DELETE FROM race.walked"
+"$(pg_bindir)/pgbench" -n -c 8 -j 1 -T 4 -D s1="'$s1'" -D s2="'$s2'" -f "$dir/bind.sql" "$(pg_url "$dir" races)" >"$dir/bind.log" 2>&1 &
+binders=$!
+while kill -0 $binders 2>/dev/null; do sql races -c "SELECT race.follow('walker', 7)" >/dev/null; done
+wait $binders
+is "binders: no error" "$? $(grep -c ERROR "$dir/bind.log")" "0 0"
+catch_up
+is "a walk beside many binds: each key once" "$(sql races -c "SELECT count(*) - count(DISTINCT key) FROM race.walked")" 0
+is "and all of them" "$(sql races -c "SELECT count(*) FROM race.walked")" "$(sql races -c "SELECT sum(cardinality(e.key_ids)) FROM kms.entries e
+    WHERE e.action = 'key.bind' AND e.verdict = 0 AND e.entry_id > (SELECT max(entry_id) FROM kms.entries WHERE key_ids = ARRAY[race.id('w2')] AND action = 'key.bind')")"
+
 # Many calls that cross: the same few rows in any order.  Locks are taken in one order, so nobody dies of a deadlock.
 sql races -c "SELECT race.keys('alice', ARRAY(SELECT 'x' || i FROM generate_series(1, 400) i))" >/dev/null
 sql races -c "CREATE TABLE race.spaces AS SELECT i, race.resource('alice') AS id FROM generate_series(1, 6) i"

@@ -7,4 +7,4 @@ tests_unit_test_config_CPPFLAGS = $(AM_CPPFLAGS) $(PQ_CFLAGS) -DSOURCE_DIR='"$(a
 tests_unit_test_config_CFLAGS = $(AM_CFLAGS) $(CRITERION_CFLAGS)
 tests_unit_test_config_LDADD = $(HSM_LIBS) $(PROTO_LIBS) $(PQ_LIBS) $(CRITERION_LIBS)
 endif
-EXTRA_DIST += tests/admin/run.sh
+EXTRA_DIST += tests/admin/run.sh tests/admin/officers.sh

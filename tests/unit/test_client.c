@@ -156,7 +156,7 @@ struct answer {
     char text[128];
     int want;
     int status;
-    int length;
+    size_t length;
     bool keep_alive;
 };
 

@@ -134,13 +134,22 @@ Test(jwk, public_keys_are_taken_or_refused_with_their_code)
     EVP_PKEY *key;
     json_t *jwk;
     size_t i;
-    int r;
+    int r, want;
 
     for (i = 0; i < N(rows); i++) {
         jwk = parse(rows[i].text);
         r = jwk_get_public(&key, jwk);
         cr_expect_eq(r, rows[i].want, "%s: %s", rows[i].name, kms_strerror(r));
         cr_expect_eq(key != NULL, r == KMS_OK, "%s", rows[i].name);
+        EVP_PKEY_free(key);
+        r = jwk_get_checked(&key, jwk);
+        cr_expect_eq(r, rows[i].want, "%s, checked before: %s", rows[i].name, kms_strerror(r));
+        cr_expect_eq(key != NULL, r == KMS_OK, "%s", rows[i].name);
+        /* No point is made there, so none is found off the curve. */
+        want = json_object_get(jwk, "x") != NULL && rows[i].want == KMS_ERR_KEY ? KMS_OK
+                                                                                : rows[i].want;
+        r = jwk_check_public(jwk);
+        cr_expect_eq(r, want, "%s, not made: %s", rows[i].name, kms_strerror(r));
         cr_expect_eq(ERR_peek_error(), 0, "%s leaves an error behind", rows[i].name);
         EVP_PKEY_free(key);
         json_decref(jwk);

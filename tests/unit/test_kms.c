@@ -63,6 +63,22 @@ Test(rate, a_batch_larger_than_a_burst_passes_a_full_bucket_and_leaves_a_debt)
     rate_free(r);
 }
 
+Test(rate, names_with_rates_of_their_own_share_a_table)
+{
+    struct rate *r = rate_new(0, 16);
+    int i;
+
+    for (i = 0; i < 4; i++)
+        cr_assert(rate_take_of(r, "slow", 2, 1, SECOND));
+    cr_assert_not(rate_take_of(r, "slow", 2, 1, SECOND));
+    for (i = 0; i < 200; i++)
+        cr_assert(rate_take_of(r, "quick", 100, 1, SECOND));
+    cr_assert_not(rate_take_of(r, "quick", 100, 1, SECOND));
+    cr_assert(rate_take_of(r, "slow", 0, 1000, SECOND));
+    cr_assert(rate_take_of(r, "slow", 2, 1, SECOND + SECOND / 2));
+    rate_free(r);
+}
+
 Test(rate, strangers_names_do_not_grow_the_table)
 {
     struct rate *r = rate_new(1, 64);

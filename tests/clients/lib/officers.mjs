@@ -1,26 +1,56 @@
-// What officers do, two of them where it takes two.
-import {execFileSync} from 'node:child_process';
-import {createHash, randomUUID} from 'node:crypto';
+// What officers do with kmsctl, two of them where it takes two.
+import assert from 'node:assert/strict';
+import {execFile} from 'node:child_process';
+import {randomUUID} from 'node:crypto';
+import {writeFileSync, rmSync} from 'node:fs';
+import {tmpdir} from 'node:os';
+import {join} from 'node:path';
 import {env} from './env.mjs';
 
-const psql = (text) => execFileSync('psql', ['-X', '-q', '-A', '-t', '-v', 'ON_ERROR_STOP=1', '-d', env.KMS_DATABASE_URL, '-c', text], {encoding: 'utf8'}).trim();
-const lit = (v) => (v === null || v === undefined ? 'NULL' : `'${String(typeof v === 'object' ? JSON.stringify(v) : v).replaceAll("'", "''")}'`);
-const arr = (list) => `ARRAY[${list.map(lit).join(',')}]::text[]`;
-function act(action, args) {
-    const a = JSON.parse(psql(`SELECT to_jsonb(x) FROM kms.control_act(${lit(randomUUID())}, ${lit(action)}, ${lit(args)}, 'one(1)', 1, 2) x`));
-    if (a.verdict !== 0) throw new Error(JSON.stringify(a));
-    if (!a.result.approval) return a.result;
-    const p = JSON.parse(psql(`SELECT kms.approval_show(${lit(a.result.approval)}, 'two(2)', 2)`));
-    const b = JSON.parse(psql(`SELECT to_jsonb(x) FROM kms.approval_approve(${lit(randomUUID())}, ${lit(a.result.approval)}, NULL, 'two(2)', 2) x`));
-    if (b.verdict !== 0) throw new Error(JSON.stringify(b));
-    return b.result;
+const run = (command, args) => new Promise((resolve, reject) => execFile(command, ['--json', ...args], {maxBuffer: 1 << 26}, (error, stdout, stderr) => {
+    if (error) reject(new Error(`kmsctl ${args.join(' ')}: ${stderr || stdout || error.message}`));
+    else resolve(stdout.trim() === '' ? {} : JSON.parse(stdout));
+}));
+const first = (...args) => run(env.KMSCTL, args);
+const second = (...args) => run(env.KMSCTL_OFFICER2, args);
+
+/* One asks, the other is shown what it touches and agrees to that. */
+async function both(...args) {
+    const asked = await first(...args);
+    if (asked.state !== 'pending') return asked;
+    assert.match(asked.approval, /^[0-9a-f-]{36}$/);
+    const {hash} = await second('approvals', 'show', asked.approval);
+    const done = await second('approvals', 'approve', asked.approval, '--hash', hash);
+    assert.equal(done.state, 'done', JSON.stringify(done));
+    return done;
 }
-export const enable = async (org, purpose) => { if (JSON.parse(psql(`SELECT coalesce(bool_or(enabled), false) FROM kms.purposes p JOIN kms.organisations o USING (org_id) WHERE o.name = ${lit(org)} AND purpose = ${lit(purpose)}`).replace('t', 'true').replace('f', 'false')) !== true) act('purpose.enable', {org, purpose}); };
-export const disable = async (org, purpose) => act('purpose.disable', {org, purpose});
-export const addService = async (args) => act('service.add', args);
-export const changeService = async (args) => act('service.change', args);
-export const retireService = async (service) => act('service.retire', {service});
-export const revokeCertificate = async (serial) => act('certificate.revoke', {serial});
-export const openMatter = async (args) => { const r = act('matter.open', args); return r.matter ?? r.result?.matter ?? r.args?.matter ?? JSON.parse(psql(`SELECT to_jsonb(matter_id) FROM kms.matters WHERE name = ${lit(args.name)} ORDER BY opened_at DESC LIMIT 1`)); };
-export const closeMatter = async (matter) => act('matter.close', {matter});
-export const setRule = async (org, name, value) => act('setting.set', {org, name, value});
+
+export const enable = async (org, purpose) => {
+    const purposes = await first('purpose', 'list', org);
+    if (!purposes.some((p) => p.purpose === purpose && p.enabled)) await both('purpose', 'enable', org, purpose);
+};
+export const disable = (org, purpose) => first('purpose', 'disable', org, purpose);
+
+function registration({service, identity, purposes, orgs, kinds, rate, breadth, public_key: key}, how) {
+    const file = key && join(tmpdir(), `kms-public-${randomUUID()}.json`);
+    if (key) writeFileSync(file, JSON.stringify(key));
+    return both('service', how, service, '--identity', identity, '--purpose', purposes.join(','), '--org', orgs.join(','), '--kind', kinds.join(','),
+        '--rate', String(rate), '--breadth', String(breadth), ...(key ? ['--public-key', file] : [])).finally(() => file && rmSync(file));
+}
+export const addService = (args) => registration(args, 'add');
+export const changeService = (args) => registration(args, 'change');
+export const retireService = (name) => first('service', 'retire', name);
+export const revokeCertificate = (serial) => first('service', 'revoke-certificate', serial);
+
+const date = (ms) => new Date(ms).toISOString().replace(/\.\d+Z$/, 'Z');
+/* The matter's id. */
+export async function openMatter({org, name, custodians, from, to, kinds, expires}) {
+    const asked = await first('matter', 'open', org, name, '--custodian', custodians.join(','), '--kind', kinds.join(','), '--from', date(from), '--to', date(to), '--expires', date(expires));
+    const id = asked.matter ?? asked.args?.matter ?? asked.result?.matter;
+    assert.match(id, /^[0-9a-f-]{36}$/, JSON.stringify(asked));
+    const {hash} = await second('approvals', 'show', asked.approval);
+    await second('matter', 'approve', id, '--hash', hash);
+    return id;
+}
+export const closeMatter = (id) => first('matter', 'close', id);
+export const setRule = (org, name, value) => both('org', 'set', org, `${name}=${value}`);

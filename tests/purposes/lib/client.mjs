@@ -2,7 +2,8 @@
 // That unmodified clients get along with the server is tests/clients' matter; here the question is who gets what.
 import {execFileSync} from 'node:child_process';
 import {
-    constants, createCipheriv, createDecipheriv, createECDH, createPrivateKey, createPublicKey, hkdfSync, publicEncrypt, randomBytes, randomUUID, sign, verify,
+    constants, createCipheriv, createDecipheriv, createECDH, createHash, createPrivateKey, createPublicKey, diffieHellman, hkdfSync, privateDecrypt, publicEncrypt,
+    randomBytes, randomUUID, sign, verify,
 } from 'node:crypto';
 import {mkdtempSync, readFileSync, rmSync, writeFileSync} from 'node:fs';
 import https from 'node:https';
@@ -66,7 +67,8 @@ export function http(method, path, body, {url = env.KMS_URL, certificate} = {}) 
             const parts = [];
             res.on('error', reject).on('data', (d) => parts.push(d)).on('end', () => resolve({status: res.statusCode, text: Buffer.concat(parts).toString()}));
         });
-        req.on('error', reject).end(data);
+        // A connection that was idle for long may be closed just when it is used again: then nothing was heard, and it is asked anew.
+        req.on('error', (e) => (req.reusedSocket && e.code === 'ECONNRESET' ? http(method, path, body, {url, certificate}).then(resolve, reject) : reject(e))).end(data);
     });
 }
 
@@ -99,6 +101,24 @@ function seal(key, header, body, ek = '') {
 function unseal(key, compact) {
     const [head, , iv, text, tag] = compact.split('.');
     const d = createDecipheriv('aes-256-gcm', key, unb64(iv));
+    d.setAAD(Buffer.from(head));
+    d.setAuthTag(unb64(tag));
+    return JSON.parse(Buffer.concat([d.update(unb64(text)), d.final()]));
+}
+
+/* What was sealed to a public key: RSA-OAEP-256, or ECDH-ES (RFC 7518, 4.6) on P-256. */
+export function unsealed(compact, key) {
+    const [head, ek, iv, text, tag] = compact.split('.');
+    const header = JSON.parse(unb64(head));
+    let cek;
+    if (header.alg === 'RSA-OAEP-256') cek = privateDecrypt({key, padding: constants.RSA_PKCS1_OAEP_PADDING, oaepHash: 'sha256'}, unb64(ek));
+    else if (header.alg === 'ECDH-ES' && ek === '') {
+        const z = diffieHellman({privateKey: key, publicKey: createPublicKey({key: header.epk, format: 'jwk'})});
+        const number = (n) => Buffer.from([0, 0, 0, n]), part = (t) => Buffer.concat([number(t.length), Buffer.from(t)]);
+        cek = createHash('sha256').update(Buffer.concat([number(1), z, part(header.enc), part(''), part(''), Buffer.from([0, 0, 1, 0])])).digest();
+    } else throw new Error(`alg ${header.alg}`);
+    if (header.enc !== 'A256GCM') throw new Error(`enc ${header.enc}`);
+    const d = createDecipheriv('aes-256-gcm', cek, unb64(iv));
     d.setAAD(Buffer.from(head));
     d.setAuthTag(unb64(tag));
     return JSON.parse(Buffer.concat([d.update(unb64(text)), d.final()]));

@@ -61,8 +61,8 @@ export async function fixture(owner, {name = 'fixture', on = [], compliance, nod
     f.matter = async ({state = 'open', custodians = ['custodian'], kinds = ['space'], from = Date.now() - 86400000, to = Date.now() + 86400000, expires = Date.now() + 86400000}) => {
         const id = randomUUID(), at = (t) => `kms.ms_to_time(${t})`;
         await owner.run(`BEGIN;
-            INSERT INTO kms.matters (org_id, matter_id, name, custodians, window_from, window_to, kinds, expires_at, text_sha256, state, opened_by, opened_at)
-            VALUES (${lit(f.id)}, ${lit(id)}, 'a matter', ${array('text', custodians)}, ${at(from)}, ${at(to)}, ${array('text', kinds)}, ${at(expires)}, sha256(''), ${lit(state)}, 'suite(0)', clock_timestamp());
+            INSERT INTO kms.matters (org_id, matter_id, name, custodians, window_from, window_to, kinds, expires_at, text_sha256, state, opened_by, opened_at, approved_at)
+            VALUES (${lit(f.id)}, ${lit(id)}, 'a matter', ${array('text', custodians)}, ${at(from)}, ${at(to)}, ${array('text', kinds)}, ${at(expires)}, sha256(''), ${lit(state)}, 'suite(0)', clock_timestamp(), ${state === 'pending' ? 'NULL' : 'clock_timestamp()'});
             SET LOCAL session_replication_role = replica;
             UPDATE kms.matters m SET text_sha256 = sha256(convert_to(kms.matter_text(m), 'UTF8')) WHERE matter_id = ${lit(id)};
             COMMIT`);

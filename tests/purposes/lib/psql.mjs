@@ -19,8 +19,9 @@ export class SqlError extends Error {
 }
 
 export class Psql {
-    /* role: whom to be (SET SESSION AUTHORIZATION, so that nothing of the owner is left). */
+    /* role: who logs in, in place of the owner. */
     constructor(url = process.env.KMS_DATABASE_URL, role) {
+        if (role) url = url.replace(/^postgresql:\/\/[^@]*@/, `postgresql://${role}@`);
         this.waiting = [];
         this.text = '';
         // One pipe for both, in order.
@@ -40,7 +41,6 @@ export class Psql {
             }
         });
         this.child.on('exit', () => { for (const w of this.waiting.splice(0)) w.reject(new Error(`psql has ended: ${this.text}`)); });
-        if (role) this.run(`SET SESSION AUTHORIZATION ${role}`);
     }
 
     /* Rows as lines of text. */
