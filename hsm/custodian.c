@@ -34,6 +34,7 @@
 #define GROWTH_EVERY     1024        /* frames between two looks at it */
 #define HEARTBEAT_MS     5000        /* of idleness, then the canary is heard */
 #define EXPIRE_MS        1000
+#define ORPHAN_S         3 /* to end what the module is at, when the supervisor died */
 #define SECURE_HEAP      (2 * KEYRING_MAX * HSM_KEY_LEN)
 
 struct custodian {
@@ -286,8 +287,7 @@ do_reseal(struct custodian *c, const union frame_request *r, struct frame_answer
     return err;
 }
 
-/* Lets go of all that is wrapped by this key, or is of this organisation; and looks at the token
- * anew, so that a key that is gone is not known any more. */
+/* Lets go of all that is wrapped by this key, or is of this organisation, and of the key. */
 static int
 do_forget(struct custodian *c, const unsigned char id[HSM_ID_LEN])
 {
@@ -295,7 +295,7 @@ do_forget(struct custodian *c, const unsigned char id[HSM_ID_LEN])
     int err;
 
     keyring_drop(c->k, id);
-    if ((err = keks_resolve(t)) != KMS_OK)
+    if ((err = keks_forget(t, id)) != KMS_OK)
         return err;
     return t->root == NULL || t->root->handle == t->canary_root ? KMS_OK : canary_new(t);
 }
@@ -580,6 +580,16 @@ secure_heap(void)
     return r != 0;
 }
 
+/*
+ * The supervisor died.  Its socket tells so too, once the module returns; killed at once, SoftHSM
+ * can lose a token whose files it is just writing, at a login even all of it.
+ */
+static void
+orphaned(int sig)
+{
+    alarm(ORPHAN_S);
+}
+
 int
 custodian_main(void)
 {
@@ -592,7 +602,8 @@ custodian_main(void)
      * comes too early. */
     for (size_t i = 0; i < sizeof(ignored) / sizeof(ignored[0]); i++)
         signal(ignored[i], SIG_IGN);
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    signal(SIGUSR1, orphaned);
+    prctl(PR_SET_PDEATHSIG, SIGUSR1);
     log_init("hsmd[custodian]");
     if (c == NULL || !read_full(CUSTODIAN_FD, &c->setup, sizeof(c->setup)) ||
         c->setup.size != sizeof(c->setup)) {

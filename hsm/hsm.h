@@ -142,7 +142,8 @@ int hsm_status(struct hsm *h, hsm_bytes_cb *cb, void *ctx, uint64_t id);
  * with the same result, and nothing is answered before it was proved.  hsm_forget and
  * hsm_key_destroy are this hsmd's; other nodes' are to be asked by their own kmsd.  Further errors:
  * KMS_ERR_STATE (not so: see each), KMS_ERR_LIMIT (the token works, and refuses to make or to
- * destroy the key).
+ * destroy the key), KMS_ERR_KEY (what is there under this id does not work, or can leave the token:
+ * a crash leaves such things in SoftHSM; destroy it if it was never used, or take another id).
  */
 /* An id for a root, which must be younger than all others: 48 bits of milliseconds, later than the
  * current root's, then random.  KMS_OK, KMS_ERR_INTERNAL. */

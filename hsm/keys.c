@@ -21,8 +21,8 @@
 
 #define RSA_BITS_MIN 2048
 #define RSA_BITS_MAX (HSM_RSA_MAX * 8)
-#define FIND_CHUNK   64
 #define FEW          8 /* of keys of which there is to be one */
+#define LABEL_MAX    32
 
 static CK_BBOOL yes = CK_TRUE, no = CK_FALSE;
 
@@ -52,47 +52,58 @@ by_id(const void *a, const void *b)
     return memcmp(((const struct found *)a)->id, ((const struct found *)b)->id, HSM_ID_LEN);
 }
 
+/* The token's objects that fit. */
+static int
+search(struct token *t, CK_ATTRIBUTE *template, CK_ULONG template_n, CK_OBJECT_HANDLE *out,
+       unsigned max, unsigned *n)
+{
+    CK_ULONG got;
+    bool ok;
+
+    *n = 0;
+    if (!CALL(t, C_FindObjectsInit, t->session, template, template_n))
+        return KMS_ERR_UNAVAILABLE;
+    do {
+        got = 0;
+        ok = CALL(t, C_FindObjects, t->session, out + *n, max - *n, &got);
+        *n += (unsigned)got;
+    } while (ok && got > 0 && *n < max);
+    if (!CALL(t, C_FindObjectsFinal, t->session) || !ok)
+        return KMS_ERR_UNAVAILABLE;
+    if (*n == max)
+        log_warn("token: may hold more keys than are looked at", NULL);
+    return KMS_OK;
+}
+
 int
 keys_find(struct token *t, enum hsm_kind kind, CK_OBJECT_CLASS class, const unsigned char *id,
           struct found *out, unsigned max, unsigned *n)
 {
+    static CK_OBJECT_HANDLE handles[TOKEN_KEKS_MAX];
     CK_KEY_TYPE type = kind <= HSM_PERIOD ? CKK_AES : kind == HSM_AUDIT ? CKK_EC_EDWARDS : CKK_RSA;
-    char label[32];
+    char label[LABEL_MAX];
     unsigned char id_copy[HSM_ID_LEN];
     CK_ATTRIBUTE template[] = {
         {CKA_CLASS, &class, sizeof(class)}, {CKA_KEY_TYPE, &type, sizeof(type)},
         {CKA_TOKEN, &yes, sizeof(yes)},     {CKA_LABEL, label, strlen(keys_label(kind))},
         {CKA_ID, id_copy, sizeof(id_copy)},
     };
-    CK_OBJECT_HANDLE handles[FIND_CHUNK];
-    CK_ULONG got;
-    unsigned all = 0;
-    bool ok;
+    unsigned all;
+    int err;
 
     *n = 0;
     memcpy(label, keys_label(kind), strlen(keys_label(kind)));
     if (id != NULL)
         memcpy(id_copy, id, sizeof(id_copy));
-    if (!CALL(t, C_FindObjectsInit, t->session, template, id != NULL ? 5 : 4))
-        return KMS_ERR_UNAVAILABLE;
-    do {
-        got = 0;
-        ok = CALL(t, C_FindObjects, t->session, handles, FIND_CHUNK, &got);
-        for (CK_ULONG i = 0; ok && i < got && all < max; i++)
-            out[all++].handle = handles[i];
-    } while (ok && got > 0 && all < max);
-    if (!CALL(t, C_FindObjectsFinal, t->session) || !ok)
-        return KMS_ERR_UNAVAILABLE;
-    if (got > 0 && all == max)
-        log_warn("token: holds more keys of a kind than are looked at", "label", keys_label(kind),
-                 NULL);
+    if ((err = search(t, template, id != NULL ? 5 : 4, handles, max, &all)) != KMS_OK)
+        return err;
     for (unsigned i = 0; i < all; i++) {
         CK_ATTRIBUTE a = {CKA_ID, out[*n].id, HSM_ID_LEN};
 
-        if (!CALL(t, C_GetAttributeValue, t->session, out[i].handle, &a, 1) ||
+        if (!CALL(t, C_GetAttributeValue, t->session, handles[i], &a, 1) ||
             a.ulValueLen != HSM_ID_LEN)
             continue; /* not one of ours, or one that was not finished */
-        out[(*n)++].handle = out[i].handle;
+        out[(*n)++].handle = handles[i];
     }
     qsort(out, *n, sizeof(*out), by_id);
     return KMS_OK;
@@ -111,58 +122,122 @@ keys_is_kept(struct token *t, CK_OBJECT_HANDLE key)
            extractable == CK_FALSE;
 }
 
+static void
+complain_of_leak(enum hsm_kind kind)
+{
+    log_error("token: a key could be taken out of it and is not used", "label", keys_label(kind),
+              NULL);
+}
+
 static bool
 is_kept(struct token *t, CK_OBJECT_HANDLE key, enum hsm_kind kind)
 {
     if (keys_is_kept(t, key))
         return true;
-    log_error("token: a key could be taken out of it and is not used", "label", keys_label(kind),
-              NULL);
+    complain_of_leak(kind);
     return false;
 }
 
-/* Adds what there is of a kind.  Two of one id: nobody knows which was meant, so neither. */
 static int
-keks_add(struct token *t, enum hsm_kind kind)
+by_kind_and_id(const void *a, const void *b)
 {
-    static struct found found[TOKEN_KEKS_MAX];
-    unsigned n;
-    int err;
+    const struct kek *x = a, *y = b;
 
-    if ((err = keys_find(t, kind, CKO_SECRET_KEY, NULL, found, TOKEN_KEKS_MAX, &n)) != KMS_OK)
-        return err;
-    for (unsigned i = 0; i < n && t->keks_n < TOKEN_KEKS_MAX; i++) {
-        bool twin = (i > 0 && by_id(&found[i], &found[i - 1]) == 0) ||
-                    (i + 1 < n && by_id(&found[i], &found[i + 1]) == 0);
+    return x->kind != y->kind ? (x->kind < y->kind ? -1 : 1) : memcmp(x->id, y->id, HSM_ID_LEN);
+}
 
-        if (twin)
-            log_error("token: two keys have one id; neither is used", "label", keys_label(kind),
-                      NULL);
-        if (twin || !is_kept(t, found[i].handle, kind))
-            continue;
-        t->keks[t->keks_n] = (struct kek){.handle = found[i].handle, .kind = kind};
-        memcpy(t->keks[t->keks_n++].id, found[i].id, HSM_ID_LEN);
+/* One of ours, if it is: all that there is to be known in one call, as tokens are slow at this. */
+static bool
+kek_read(struct token *t, CK_OBJECT_HANDLE handle, struct kek *out)
+{
+    char label[LABEL_MAX];
+    CK_BBOOL sensitive = CK_FALSE, extractable = CK_TRUE;
+    CK_ATTRIBUTE a[] = {
+        {CKA_LABEL, label, sizeof(label)},
+        {CKA_ID, out->id, sizeof(out->id)},
+        {CKA_SENSITIVE, &sensitive, sizeof(sensitive)},
+        {CKA_EXTRACTABLE, &extractable, sizeof(extractable)},
+    };
+
+    *out = (struct kek){.handle = handle};
+    if (!CALL(t, C_GetAttributeValue, t->session, handle, a, 4) || a[1].ulValueLen != HSM_ID_LEN)
+        return false; /* not one of ours, or one that was not finished */
+    for (enum hsm_kind kind = HSM_ROOT; kind <= HSM_PERIOD; kind++)
+        if (a[0].ulValueLen == strlen(keys_label(kind)) &&
+            memcmp(label, keys_label(kind), a[0].ulValueLen) == 0)
+            out->kind = kind;
+    if (out->kind == 0)
+        return false;
+    if (sensitive == CK_TRUE && extractable == CK_FALSE)
+        return true;
+    complain_of_leak(out->kind);
+    return false;
+}
+
+/* Two of one id: nobody knows which was meant, so neither. */
+static void
+drop_twins(struct token *t)
+{
+    unsigned n = 0, same;
+
+    for (unsigned i = 0; i < t->keks_n; i += same) {
+        for (same = 1; i + same < t->keks_n && by_kind_and_id(&t->keks[i], &t->keks[i + same]) == 0;
+             same++)
+            ;
+        if (same > 1)
+            log_error("token: keys have one id; none of them is used", "label",
+                      keys_label(t->keks[i].kind), NULL);
+        else
+            t->keks[n++] = t->keks[i];
     }
-    return KMS_OK;
+    t->keks_n = n;
 }
 
 int
 keks_resolve(struct token *t)
 {
+    static CK_OBJECT_HANDLE handles[TOKEN_KEKS_MAX];
+    CK_OBJECT_CLASS class = CKO_SECRET_KEY;
+    CK_KEY_TYPE type = CKK_AES;
+    CK_ATTRIBUTE template[] = {
+        {CKA_CLASS, &class, sizeof(class)},
+        {CKA_KEY_TYPE, &type, sizeof(type)},
+        {CKA_TOKEN, &yes, sizeof(yes)},
+    };
+    unsigned n;
     int err;
 
     t->root = NULL;
     t->keks_n = t->roots_n = 0;
-    if ((err = keks_add(t, HSM_ROOT)) != KMS_OK)
+    if ((err = search(t, template, 3, handles, TOKEN_KEKS_MAX, &n)) != KMS_OK)
         return err;
-    t->roots_n = t->keks_n;
+    for (unsigned i = 0; i < n; i++)
+        if (kek_read(t, handles[i], &t->keks[t->keks_n]))
+            t->keks_n++;
+    qsort(t->keks, t->keks_n, sizeof(t->keks[0]), by_kind_and_id);
+    drop_twins(t);
+    while (t->roots_n < t->keks_n && t->keks[t->roots_n].kind == HSM_ROOT)
+        t->roots_n++;
     for (unsigned i = 0; i < t->roots_n && t->root == NULL; i++)
         if (!t->setup->has_root || memcmp(t->keks[i].id, t->setup->root, HSM_ID_LEN) == 0)
             t->root = &t->keks[i];
-    if ((err = keks_add(t, HSM_MAIN)) == KMS_OK)
-        err = keks_add(t, HSM_PERIOD);
-    t->looked = err == KMS_OK;
-    return err;
+    t->looked = true;
+    return KMS_OK;
+}
+
+int
+keks_forget(struct token *t, const unsigned char id[HSM_ID_LEN])
+{
+    for (unsigned i = 0; i < t->roots_n; i++)
+        if (memcmp(t->keks[i].id, id, HSM_ID_LEN) == 0)
+            return keks_resolve(t);
+    for (unsigned i = t->roots_n; i < t->keks_n; i++)
+        if (memcmp(t->keks[i].id, id, HSM_ID_LEN) == 0) {
+            t->keks[i] = t->keks[--t->keks_n];
+            break;
+        }
+    t->looked = false;
+    return KMS_OK;
 }
 
 int

@@ -51,6 +51,14 @@ find_one(struct token *t, enum hsm_kind kind, const unsigned char id[HSM_ID_LEN]
     return err;
 }
 
+/* What does not work while the token does was left behind by a crash of the token's.  It is never
+ * used; but whether it ever was, and may be destroyed, only the caller knows. */
+static int
+unless_broken(struct token *t, int err)
+{
+    return err == KMS_ERR_UNAVAILABLE && canary_sings(t, true) ? KMS_ERR_KEY : err;
+}
+
 /* The key that is in the token under this id now, however it came there.  Not found: KMS_OK, and
  * *n is 0. */
 static int
@@ -63,8 +71,8 @@ kek_existing(struct token *t, enum hsm_kind kind, const unsigned char id[HSM_ID_
     if ((err = find_one(t, kind, id, &f, n)) != KMS_OK || *n == 0)
         return err;
     if (!keys_is_kept(t, f.handle))
-        return KMS_ERR_STATE;
-    return kek_prove(t, f.handle, kcv);
+        return unless_broken(t, KMS_ERR_UNAVAILABLE);
+    return unless_broken(t, kek_prove(t, f.handle, kcv));
 }
 
 /* Makes a lasting key and proves it as whoever comes later will find it.  Ours is destroyed again
@@ -85,11 +93,13 @@ kek_add(struct token *t, enum hsm_kind kind, const unsigned char id[HSM_ID_LEN],
     if (!kek_make(t, rw, kind, id, true, from, &key)) {
         err = KMS_ERR_LIMIT;
     } else if ((err = kek_existing(t, kind, id, &n, kcv)) != KMS_OK || n == 0) {
-        err = err == KMS_OK ? KMS_ERR_UNAVAILABLE : err;
+        err = err == KMS_OK || err == KMS_ERR_KEY ? KMS_ERR_UNAVAILABLE : err;
         t->f->C_DestroyObject(rw, key);
     }
     write_end(t, rw);
-    return err == KMS_OK ? keks_resolve(t) : err;
+    if (err == KMS_OK && kind == HSM_ROOT)
+        return keks_resolve(t);
+    return err; /* the others are looked for when they are named */
 }
 
 int
@@ -102,7 +112,7 @@ life_key_new(struct token *t, enum hsm_kind kind, const unsigned char id[HSM_ID_
 
     if ((err = kek_existing(t, kind, id, &n, kcv)) != KMS_OK || n > 0)
         return err;
-    if ((err = keks_resolve(t)) != KMS_OK)
+    if (kind == HSM_ROOT && (err = keks_resolve(t)) != KMS_OK)
         return err;
     /* The oldest root is the one that new wrapping keys go under unless they say otherwise: a new
      * one must not take its place by its id. */
@@ -140,6 +150,24 @@ take_away(struct token *t, enum hsm_kind kind, const unsigned char id[HSM_ID_LEN
     return err;
 }
 
+/* The handle that this custodian has used for it; 0: none. */
+static CK_OBJECT_HANDLE
+handle_of(const struct token *t, enum hsm_kind kind, const unsigned char id[HSM_ID_LEN])
+{
+    for (unsigned i = 0; i < t->keks_n; i++)
+        if (t->keks[i].kind == kind && memcmp(t->keks[i].id, id, HSM_ID_LEN) == 0)
+            return t->keks[i].handle;
+    return 0;
+}
+
+/* Without a root nothing could be used any more. */
+static bool
+is_last_root(const struct token *t, const unsigned char id[HSM_ID_LEN])
+{
+    return handle_of(t, HSM_ROOT, id) != 0 &&
+           (t->roots_n == 1 || (t->setup->has_root && memcmp(t->setup->root, id, HSM_ID_LEN) == 0));
+}
+
 /*
  * That nothing is found is what the token says; that the handle from before opens nothing is what
  * it does.  A device that is dead opens nothing either, so the canary has the last word.
@@ -148,26 +176,20 @@ int
 life_key_destroy(struct token *t, enum hsm_kind kind, const unsigned char id[HSM_ID_LEN])
 {
     unsigned char wrapped[HSM_WRAPPED_LEN], kcv[HSM_KCV_LEN];
-    CK_OBJECT_HANDLE old = 0, key;
-    bool is_root = false;
+    CK_OBJECT_HANDLE old = handle_of(t, kind, id), key;
+    struct found f;
+    unsigned n;
     int err;
 
-    for (unsigned i = 0; i < t->keks_n; i++)
-        if (t->keks[i].kind == kind && memcmp(t->keks[i].id, id, HSM_ID_LEN) == 0)
-            old = t->keks[i].handle;
-    if ((err = keks_resolve(t)) != KMS_OK)
+    if (kind == HSM_ROOT && (err = keks_resolve(t)) != KMS_OK)
         return err;
-    for (unsigned i = 0; i < t->keks_n; i++)
-        if (t->keks[i].kind == kind && memcmp(t->keks[i].id, id, HSM_ID_LEN) == 0) {
-            old = t->keks[i].handle;
-            is_root = kind == HSM_ROOT;
-        }
-    if (is_root &&
-        (t->roots_n == 1 || (t->setup->has_root && memcmp(t->setup->root, id, HSM_ID_LEN) == 0)))
+    if (kind == HSM_ROOT && is_last_root(t, id))
         return KMS_ERR_STATE;
+    if (old == 0 && kind != HSM_IMPORT && find_one(t, kind, id, &f, &n) == KMS_OK && n > 0)
+        old = f.handle;
     if (old != 0 && keys_new_wrapping_key(t, old, wrapped, kcv) != KMS_OK)
         old = 0; /* gone, or it never worked */
-    if ((err = take_away(t, kind, id)) != KMS_OK || (err = keks_resolve(t)) != KMS_OK)
+    if ((err = take_away(t, kind, id)) != KMS_OK || (err = keks_forget(t, id)) != KMS_OK)
         return err;
     if (old != 0 && token_unwrap_key(t, old, wrapped, USE_SEAL, &key) == KMS_OK) {
         log_error("token: a key that was destroyed still works", "label", keys_label(kind), NULL);
@@ -238,7 +260,9 @@ pair_existing(struct token *t, const unsigned char id[HSM_ID_LEN], struct rsa_ke
         return err;
     if (n == 0)
         return KMS_ERR_NOT_FOUND;
-    return keys_is_kept(t, f.handle) ? rsa_key_read(t, &f, out) : KMS_ERR_STATE;
+    if (!keys_is_kept(t, f.handle))
+        return unless_broken(t, KMS_ERR_UNAVAILABLE);
+    return unless_broken(t, rsa_key_read(t, &f, out));
 }
 
 /* A temporary key that came to the pair; KMS_ERR_CRYPTO: it did not come. */
@@ -363,8 +387,7 @@ import_from(struct token *t, const unsigned char id[HSM_ID_LEN], const struct ke
     token_destroy(t, key);
     if (err != KMS_OK || (err = kek_existing(t, HSM_MAIN, id, &n, lasting)) != KMS_OK)
         return err;
-    if (n == 0 && ((err = keks_resolve(t)) != KMS_OK ||
-                   (err = kek_add(t, HSM_MAIN, id, from, lasting)) != KMS_OK))
+    if (n == 0 && (err = kek_add(t, HSM_MAIN, id, from, lasting)) != KMS_OK)
         return err;
     /* Where the token gives no check values an id that is taken cannot be told to be the same key.
      */

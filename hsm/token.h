@@ -124,6 +124,8 @@ bool canary_sings(struct token *t, bool full);
 int keys_resolve(struct token *t);
 /* keks alone. */
 int keks_resolve(struct token *t);
+/* The key of this id is looked for anew before it is used again; of a root, at once. */
+int keks_forget(struct token *t, const unsigned char id[HSM_ID_LEN]);
 /* Makes and proves what is missing; then keys_resolve is due.  rsa_bits 0: as set up.  Else
  * t->trouble says why not. */
 int keys_make(struct token *t, unsigned rsa_bits);

@@ -6,6 +6,9 @@
  *   hsm.unwrap_ratio R           unwraps a second through the client in batches of 50, as a part of
  * what one process gets from the module by direct calls (custody = token, SoftHSM)
  *   hsm.rsa_pairs_per_second N   RSA openings and signatures, one of each, with all sessions busy
+ *   hsm.rewraps_per_second N     wrapping keys from one root to another, hsm.reseals_per_second N
+ *                                content keys from one wrapping key to another, each proved
+ *   hsm.imports_per_second N     main keys, one after the other, hsm.forget_ms N a revocation
  * and the absolute figures behind them.
  */
 #include <dlfcn.h>
@@ -15,6 +18,7 @@
 #include <openssl/param_build.h>
 #include <openssl/rand.h>
 #include <openssl/rsa.h>
+#include <openssl/x509.h>
 #include <p11-kit/pkcs11.h>
 #include <signal.h>
 #include <stdio.h>
@@ -265,6 +269,128 @@ make_ek(void)
     BN_free(e);
 }
 
+/* --- keys that come and go --- */
+
+#define MOVES   256
+#define IMPORTS 20
+
+static unsigned char second_root[HSM_ID_LEN];
+static struct hsm_wrapping_key second;
+
+static void moves_start(bool wrapping_keys);
+
+static void
+move_done(int err, unsigned index, bool wrapping_keys)
+{
+    if (err != KMS_OK)
+        die("a key was not moved");
+    done++;
+    under_way--;
+    if (index == MOVES - 1 && fixture_now() < until)
+        moves_start(wrapping_keys);
+}
+
+static void
+rewrap_cb(void *ctx, uint64_t id, unsigned index, int err, const unsigned char *p, size_t len)
+{
+    move_done(err, index, true);
+}
+
+static void
+reseal_cb(void *ctx, uint64_t id, unsigned index, int err, const unsigned char *key,
+          const unsigned char *blob)
+{
+    move_done(err, index, false);
+}
+
+static void
+moves_start(bool wrapping_keys)
+{
+    for (unsigned i = 0; i < MOVES; i++, under_way++)
+        if ((wrapping_keys ? hsm_rewrap(ask.h, ask.wk.wrapped, ask.wk.root, second_root, rewrap_cb,
+                                        NULL, 1, i)
+                           : hsm_reseal(ask.h, &ask.wk, &second, HSM_CONTENT_KEY, object,
+                                        ask.blob[i % BATCH], reseal_cb, NULL, 1, i)) != KMS_OK)
+            die("a move was refused");
+}
+
+static double
+moves(bool wrapping_keys)
+{
+    long start = fixture_now();
+
+    done = 0;
+    until = start + RUN_MS;
+    for (int i = 0; i < 2; i++) {
+        moves_start(wrapping_keys);
+        event_base_loop(ask.base, EVLOOP_NONBLOCK);
+    }
+    run();
+    return (double)done * 1000 / (double)(fixture_now() - start);
+}
+
+/* What a customer sends: a key of his to the import pair. */
+static size_t
+main_key_sealed(unsigned char out[HSM_RSA_MAX])
+{
+    const unsigned char *der = ask.bytes[0];
+    EVP_PKEY *key = d2i_PUBKEY(NULL, &der, (long)ask.len[0]);
+    EVP_PKEY_CTX *ctx = key != NULL ? EVP_PKEY_CTX_new(key, NULL) : NULL;
+    unsigned char main_key[HSM_KEY_LEN] = {5};
+    size_t len = HSM_RSA_MAX;
+
+    if (ctx == NULL || EVP_PKEY_encrypt_init(ctx) != 1 ||
+        EVP_PKEY_CTX_set_rsa_padding(ctx, RSA_PKCS1_OAEP_PADDING) != 1 ||
+        EVP_PKEY_CTX_set_rsa_oaep_md(ctx, EVP_sha256()) != 1 ||
+        EVP_PKEY_CTX_set_rsa_mgf1_md(ctx, EVP_sha256()) != 1 ||
+        EVP_PKEY_encrypt(ctx, out, &len, main_key, sizeof(main_key)) != 1)
+        die("no main key");
+    EVP_PKEY_CTX_free(ctx);
+    EVP_PKEY_free(key);
+    return len;
+}
+
+static void
+life(void)
+{
+    unsigned char sealed[HSM_RSA_MAX], id[HSM_ID_LEN] = {1};
+    size_t len;
+    long start;
+
+    if (ask_import_pair(&ask, id) != KMS_OK)
+        die("no import pair");
+    len = main_key_sealed(sealed);
+    start = fixture_now();
+    for (unsigned i = 0; i < IMPORTS; i++) {
+        unsigned char key[HSM_ID_LEN] = {2, (unsigned char)i};
+
+        if (ask_import(&ask, key, id, false, sealed, len) != KMS_OK)
+            die("an import failed");
+    }
+    printf("hsm.imports_per_second %.1f\n", IMPORTS * 1000.0 / (double)(fixture_now() - start));
+    start = fixture_now();
+    for (unsigned i = 0; i < IMPORTS; i++) {
+        unsigned char key[HSM_ID_LEN] = {3, (unsigned char)i};
+
+        if (ask_key_new(&ask, HSM_PERIOD, key) != KMS_OK)
+            die("a period key was not made");
+    }
+    printf("hsm.period_keys_per_second %.1f\n", IMPORTS * 1000.0 / (double)(fixture_now() - start));
+    start = fixture_now();
+    for (unsigned i = 0; i < IMPORTS; i++)
+        if (ask_forget(&ask, ask.wk.org) != KMS_OK)
+            die("a key was not forgotten");
+    printf("hsm.forget_ms %.1f\n", (double)(fixture_now() - start) / IMPORTS);
+    start = fixture_now();
+    for (unsigned i = 0; i < IMPORTS; i++) {
+        unsigned char key[HSM_ID_LEN] = {3, (unsigned char)i};
+
+        if (ask_key_destroy(&ask, HSM_PERIOD, key) != KMS_OK)
+            die("a period key was not destroyed");
+    }
+    printf("hsm.destroys_per_second %.1f\n", IMPORTS * 1000.0 / (double)(fixture_now() - start));
+}
+
 static double
 larger(double a, double b)
 {
@@ -274,7 +400,8 @@ larger(double a, double b)
 int
 main(void)
 {
-    double one = 0, single = 0, many = 0, rsa = 0;
+    struct hsm_wrapping_key keep;
+    double one = 0, single = 0, many = 0, rsa = 0, rewraps = 0, reseals = 0;
 
     fixture_init(&fixture, false, "");
     fixture_start(&fixture);
@@ -288,18 +415,31 @@ main(void)
             die("no keys");
     ask_wait(&ask);
     make_ek();
+    second = ask.wk;
+    if (hsm_id_new(ask.h, second_root) != KMS_OK ||
+        ask_key_new(&ask, HSM_ROOT, second_root) != KMS_OK || ask_wrapping_key(&ask) != KMS_OK)
+        die("no second root");
+    keep = ask.wk;
+    ask.wk = second;
+    second = keep;
+    second.generation = 2;
     /* In turns, the best of each: other work on the machine hits all alike. */
     for (int i = 0; i < ROUNDS; i++) {
         one = larger(one, direct());
         single = larger(single, through_hsmd(1));
         many = larger(many, through_hsmd(IN_FLIGHT));
         rsa = larger(rsa, rsa_pairs());
+        rewraps = larger(rewraps, moves(true));
+        reseals = larger(reseals, moves(false));
     }
     printf("hsm.unwrap_direct_per_second %.0f\n", one);
     printf("hsm.unwrap_one_batch_per_second %.0f\n", single);
     printf("hsm.unwrap_per_second %.0f\n", many);
     printf("hsm.unwrap_ratio %.2f\n", many / one);
     printf("hsm.rsa_pairs_per_second %.0f\n", rsa);
+    printf("hsm.rewraps_per_second %.0f\n", rewraps);
+    printf("hsm.reseals_per_second %.0f\n", reseals);
+    life();
     ask_release(&ask);
     fixture_release(&fixture);
     return 0;
