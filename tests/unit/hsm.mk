@@ -21,8 +21,8 @@ tests_unit_test_hsmd_LDADD = $(HSM_LIBS) $(CRITERION_LIBS)
 tests_unit_test_hsm_keys_SOURCES = \
 	tests/unit/test_hsm_keys.c \
 	tests/faults/hsmd_fixture.c tests/faults/hsmd_fixture.h
-tests_unit_test_hsm_keys_CFLAGS = $(AM_CFLAGS) $(CRITERION_CFLAGS)
-tests_unit_test_hsm_keys_LDADD = $(HSM_LIBS) $(CRITERION_LIBS)
+tests_unit_test_hsm_keys_CFLAGS = $(AM_CFLAGS) $(CRITERION_CFLAGS) $(P11_CFLAGS)
+tests_unit_test_hsm_keys_LDADD = $(HSM_LIBS) $(CRITERION_LIBS) -ldl
 # A module, not a program; without sanitizers, as it is loaded into whatever hsmd there is.
 tests_faults_p11shim_so_SOURCES = tests/faults/p11shim.c
 tests_faults_p11shim_so_CFLAGS = $(C_STANDARD) $(WARNINGS) $(OPENSSL_CFLAGS) $(P11_CFLAGS) -fPIC

@@ -4,16 +4,19 @@
  */
 #include <criterion/criterion.h>
 #include <criterion/parameterized.h>
+#include <dlfcn.h>
 #include <event2/event.h>
 #include <openssl/evp.h>
 #include <openssl/rand.h>
 #include <openssl/rsa.h>
 #include <openssl/x509.h>
+#include <p11-kit/pkcs11.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "hsm/frame.h"
@@ -546,6 +549,91 @@ Test(hsm_keys, does_not_call_gone_what_is_not_or_what_cannot_be_seen)
     cr_assert_eq(opens(&wk, blob), KMS_OK, "nothing was lost");
     cr_assert_eq(ask_key_destroy(&a, HSM_PERIOD, period_id), KMS_OK);
     cr_assert_eq(opens(&wk, blob), KMS_ERR_NOT_FOUND);
+    stop();
+}
+
+/* --- what does not work --- */
+
+/* Puts an object under this id that is none of hsmd's making.  In a child: the module must leave
+ * nothing in this process. */
+static void
+put_object(const unsigned char id[HSM_ID_LEN], bool kept, bool wraps)
+{
+    CK_BBOOL yes = CK_TRUE, sensitive = kept, extractable = !kept, may_wrap = wraps;
+    CK_OBJECT_CLASS class = CKO_SECRET_KEY;
+    CK_KEY_TYPE type = CKK_AES;
+    unsigned char copy[HSM_ID_LEN], value[HSM_KEY_LEN] = {3}, pin[] = FIXTURE_PIN;
+    char label[] = "kms-period";
+    CK_ATTRIBUTE template[] = {
+        {CKA_CLASS, &class, sizeof(class)},
+        {CKA_KEY_TYPE, &type, sizeof(type)},
+        {CKA_TOKEN, &yes, sizeof(yes)},
+        {CKA_PRIVATE, &yes, sizeof(yes)},
+        {CKA_SENSITIVE, &sensitive, sizeof(sensitive)},
+        {CKA_EXTRACTABLE, &extractable, sizeof(extractable)},
+        {CKA_WRAP, &may_wrap, sizeof(may_wrap)},
+        {CKA_UNWRAP, &may_wrap, sizeof(may_wrap)},
+        {CKA_LABEL, label, strlen(label)},
+        {CKA_ID, copy, sizeof(copy)},
+        {CKA_VALUE, value, sizeof(value)},
+    };
+    CK_FUNCTION_LIST *module;
+    CK_C_GetFunctionList get;
+    CK_SLOT_ID slots[8];
+    CK_ULONG n = 8;
+    CK_SESSION_HANDLE session;
+    CK_OBJECT_HANDLE key;
+    int status;
+    pid_t pid;
+
+    memcpy(copy, id, sizeof(copy));
+    if ((pid = fork()) == 0) {
+        void *library = dlopen(getenv("P11SHIM_MODULE"), RTLD_NOW | RTLD_LOCAL);
+
+        if (library == NULL)
+            _exit(1);
+        *(void **)&get = dlsym(library, "C_GetFunctionList");
+        if (get == NULL || get(&module) != CKR_OK || module->C_Initialize(NULL) != CKR_OK ||
+            module->C_GetSlotList(CK_TRUE, slots, &n) != CKR_OK ||
+            module->C_OpenSession(slots[0], CKF_SERIAL_SESSION | CKF_RW_SESSION, NULL, NULL,
+                                  &session) != CKR_OK ||
+            module->C_Login(session, CKU_USER, pin, sizeof(pin) - 1) != CKR_OK ||
+            module->C_CreateObject(session, template, sizeof(template) / sizeof(template[0]),
+                                   &key) != CKR_OK)
+            _exit(1);
+        _exit(0);
+    }
+    cr_assert_eq(waitpid(pid, &status, 0), pid);
+    cr_assert_eq(status, 0, "the object is there");
+}
+
+Test(hsm_keys, does_not_use_what_a_crash_or_somebody_else_left)
+{
+    struct {
+        const char *name;
+        int objects;
+        bool kept, wraps;
+        int want;
+    } rows[] = {
+        {"it does not work", 1, true, false, KMS_ERR_KEY},
+        {"it can leave the token", 1, false, true, KMS_ERR_KEY},
+        {"there are two", 2, true, true, KMS_ERR_STATE},
+    };
+
+    start(false, "", "");
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        for (int k = 0; k < rows[i].objects; k++)
+            put_object(period_id, rows[i].kept, rows[i].wraps);
+        cr_assert_eq(ask_key_new(&a, HSM_PERIOD, period_id), rows[i].want, "%s", rows[i].name);
+        cr_assert_neq(ask_wrapping_key_under(&a, period_id), KMS_OK, "%s", rows[i].name);
+        cr_assert(is_listed(HSM_PERIOD, period_id, false), "%s", rows[i].name);
+        cr_assert_eq(ask_key_destroy(&a, HSM_PERIOD, period_id), KMS_OK, "%s", rows[i].name);
+        cr_assert(is_gone(HSM_PERIOD, period_id), "%s", rows[i].name);
+        cr_assert_eq(ask_key_new(&a, HSM_PERIOD, period_id), KMS_OK, "%s", rows[i].name);
+        cr_assert_eq(ask_wrapping_key_under(&a, period_id), KMS_OK, "%s", rows[i].name);
+        generate(&a.wk, rows[i].name);
+        cr_assert_eq(ask_key_destroy(&a, HSM_PERIOD, period_id), KMS_OK, "%s", rows[i].name);
+    }
     stop();
 }
 
