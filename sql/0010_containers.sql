@@ -1,10 +1,12 @@
 -- 0010_containers.sql - containers and what is recorded in them: zero-trust meetings, keys minted and bound in one step, rotation
 -- when somebody is taken away, recordings with keys of their own; and the gate that every request for keys passes.
 --
+-- Whoever releases takes policy_share(), always and first: an organisation is locked, and something frozen, when those who began
+-- before have ended, and nobody who begins later gets through.
+--
 -- The order of judgement: who asks; 403010, to everybody, when it is about keys of a zero-trust meeting; authorisation; the gate
 -- (405005, 405006); what is destroyed (410001).
---
--- Rows of recordings are locked after all others.
+-- Rows of recordings are locked after those of resources, authorisations and keys.
 
 SET LOCAL ROLE kms_owner;
 SET LOCAL search_path = kms, pg_catalog, pg_temp;
@@ -67,6 +69,12 @@ BEGIN
     RETURN 0;
 END $$;
 COMMENT ON FUNCTION gate_now IS 'The gate for one request of a user';
+
+CREATE FUNCTION org_locked(p_org uuid) RETURNS integer LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN (SELECT o.locked FROM organisations o WHERE o.org_id = p_org);
+END $$;
+COMMENT ON FUNCTION org_locked IS 'Is it locked?  For what was run before: it is answered as its record says, but nothing leaves a locked organisation';
 
 CREATE FUNCTION gate_reason(p_gate integer) RETURNS integer LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN CASE p_gate WHEN 0 THEN 0 WHEN 405005 THEN 23 ELSE 24 END;
@@ -254,7 +262,7 @@ DECLARE
     v_times timestamptz[];      -- when it was done before; NULL: new
     v_new integer;
     v_written integer;
-    v_frozen boolean := freezes_hold(v_now);
+    v_frozen boolean;
 BEGIN
     PERFORM check_lengths(cardinality(ops), cardinality(orgs), cardinality(channels), cardinality(requests),
         cardinality(clients), cardinality(generations));
@@ -262,6 +270,8 @@ BEGIN
     IF unbound_ms IS NULL OR unbound_ms <= 0 THEN
         RAISE EXCEPTION 'unbound_ms must be positive' USING ERRCODE = 'invalid_parameter_value';
     END IF;
+    PERFORM policy_share();
+    v_frozen := freezes_hold(v_now);
 
     SELECT array_agg(j.verdict ORDER BY j.n), array_agg(j.kind ORDER BY j.n), array_agg(j.subject ORDER BY j.n),
            array_agg(j.person ORDER BY j.n), array_agg(j.client_id ORDER BY j.n), array_agg(j.client ORDER BY j.n),
@@ -329,13 +339,12 @@ SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
     v_now timestamptz := clock_timestamp();
-    v_frozen boolean := freezes_hold(v_now);
+    v_frozen boolean;
 BEGIN
     PERFORM check_lengths(cardinality(ops), cardinality(orgs), cardinality(channels), cardinality(requests),
         cardinality(clients), cardinality(keys), cardinality(behalf), cardinality(officers));
-    IF cardinality(array_remove(behalf, NULL)) > 0 THEN
-        PERFORM policy_share();     -- officers may need a matter
-    END IF;
+    PERFORM policy_share();
+    v_frozen := freezes_hold(v_now);
     RETURN QUERY
     WITH found AS (
         SELECT i.n::integer AS n, i.op, i.org, i.channel, i.request, i.client, i.key, i.officer,
@@ -411,10 +420,11 @@ BEGIN
         UPDATE fence SET touched = touched + 1
          WHERE org_id = nobody() AND (SELECT count(*) FROM recorded) < cardinality(ops)
     ), answered AS (
-        -- What was run before is answered as its record says, whatever has changed since.
+        -- What was run before is answered as its record says, whatever has changed since; but nothing leaves a locked organisation.
         SELECT j.n, j.org, j.key_id, j.blob, j.generation, j.creator, j.client_id, j.created_at, j.expires_at, j.bound_at,
                j.resource_id,
-               CASE WHEN x.said = 0 AND j.blob IS NULL THEN 410001 ELSE x.said END AS verdict
+               CASE WHEN x.said = 0 AND j.locked <> 0 THEN j.locked WHEN x.said = 0 AND j.blob IS NULL THEN 410001
+                    ELSE x.said END AS verdict
           FROM judged j
          CROSS JOIN LATERAL (
                SELECT CASE WHEN (SELECT count(*) FROM recorded) = cardinality(ops) THEN j.verdict
@@ -453,6 +463,7 @@ DECLARE
 BEGIN
     PERFORM check_lengths(cardinality(ops), cardinality(orgs), cardinality(channels), cardinality(requests),
         cardinality(clients), cardinality(keys), cardinality(resources));
+    PERFORM policy_share();
     -- Not while somebody is taken away: who waits here may be the one, and is judged after.
     PERFORM FROM kms.resources r JOIN (SELECT DISTINCT i.org, i.id FROM unnest(orgs, resources) AS i(org, id)) i
         ON r.org_id = i.org AND r.resource_id = i.id ORDER BY r.org_id, r.resource_id FOR SHARE OF r;
@@ -464,7 +475,7 @@ BEGIN
         v_entry := first_run(orgs[i], ops[i], 'key.bind', channels[i], resources[i], ARRAY[keys[i]]);
         IF v_entry.op_id IS NOT NULL THEN
             PERFORM touch_fence();
-            v_verdict := v_entry.verdict;
+            v_verdict := CASE v_entry.verdict WHEN 0 THEN org_locked(orgs[i]) ELSE v_entry.verdict END;
         ELSE
             SELECT * INTO v_caller FROM caller(orgs[i], channels[i], v_now);
             SELECT * INTO v_key FROM content_keys k WHERE k.org_id = orgs[i] AND k.key_id = keys[i];
@@ -592,9 +603,7 @@ BEGIN
     PERFORM check_lengths(cardinality(ops), cardinality(orgs), cardinality(channels), cardinality(requests),
         cardinality(clients), cardinality(resources), cardinality(after), cardinality(before), cardinality(counts),
         cardinality(behalf), cardinality(officers));
-    IF cardinality(array_remove(behalf, NULL)) > 0 THEN
-        PERFORM policy_share();
-    END IF;
+    PERFORM policy_share();
     FOR i IN 1 .. cardinality(ops) LOOP
         v_path := NULL;
         v_keys := NULL;
@@ -602,7 +611,7 @@ BEGIN
         v_entry := first_run(orgs[i], ops[i], 'resource.keys', channels[i], resources[i]);
         IF v_entry.op_id IS NOT NULL THEN
             PERFORM touch_fence();
-            v_verdict := v_entry.verdict;
+            v_verdict := CASE v_entry.verdict WHEN 0 THEN org_locked(orgs[i]) ELSE v_entry.verdict END;
             v_keys := v_entry.key_ids;
         ELSE
             SELECT * INTO v_caller FROM caller(orgs[i], channels[i], v_now);
@@ -678,6 +687,7 @@ BEGIN
     IF EXISTS (SELECT FROM generate_series(1, cardinality(ops)) i WHERE i <> ALL (key_items)) THEN
         RAISE EXCEPTION 'an item without keys' USING ERRCODE = 'invalid_parameter_value';
     END IF;
+    PERFORM policy_share();
     -- One after the other: each binds after those before it, and nobody who is being taken away.
     PERFORM FROM kms.resources r JOIN (SELECT DISTINCT i.org, i.id FROM unnest(orgs, resources) AS i(org, id)) i
         ON r.org_id = i.org AND r.resource_id = i.id ORDER BY r.org_id, r.resource_id FOR NO KEY UPDATE OF r;
@@ -685,10 +695,10 @@ BEGIN
     FOR i IN 1 .. cardinality(ops) LOOP
         v_path := NULL;
         v_keys := NULL;
-        v_entry := first_run(orgs[i], ops[i], 'resource.keys.create', channels[i], resources[i]);
+        v_entry := first_run(orgs[i], ops[i], 'resource.rotate', channels[i], resources[i]);
         IF v_entry.op_id IS NOT NULL THEN
             PERFORM touch_fence();
-            v_verdict := v_entry.verdict;
+            v_verdict := CASE v_entry.verdict WHEN 0 THEN org_locked(orgs[i]) ELSE v_entry.verdict END;
             v_keys := v_entry.key_ids;
         ELSE
             SELECT * INTO v_caller FROM caller(orgs[i], channels[i], v_now);
@@ -714,7 +724,7 @@ BEGIN
                   FROM unnest(key_items, key_ids, key_blobs) AS k(item, id, blob) WHERE k.item = i;
             END IF;
             IF v_verdict >= 0 THEN
-                PERFORM record_entry(orgs[i], ops[i], 'resource.keys.create', v_verdict, v_caller.kind, v_caller.subject, NULL,
+                PERFORM record_entry(orgs[i], ops[i], 'resource.rotate', v_verdict, v_caller.kind, v_caller.subject, NULL,
                     clients[i], channels[i], resources[i], v_keys, v_path, requests[i], NULL);
             END IF;
         END IF;
@@ -925,9 +935,7 @@ DECLARE
 BEGIN
     PERFORM check_lengths(cardinality(ops), cardinality(orgs), cardinality(channels), cardinality(requests),
         cardinality(clients), cardinality(args));
-    IF EXISTS (SELECT FROM unnest(args) AS a WHERE a ->> 'behalf' IS NOT NULL) THEN
-        PERFORM policy_share();     -- officers may need a matter
-    END IF;
+    PERFORM policy_share();
     IF p_changes THEN
         -- All rows that the items contend for, in order: two calls that cross do not deadlock.
         PERFORM FROM resources r
@@ -1172,9 +1180,7 @@ DECLARE
 BEGIN
     PERFORM check_lengths(cardinality(ops), cardinality(orgs), cardinality(channels), cardinality(requests),
         cardinality(clients), cardinality(args));
-    IF p_action = 'recording.delete' OR EXISTS (SELECT FROM unnest(args) AS a WHERE a ->> 'behalf' IS NOT NULL) THEN
-        PERFORM policy_share();     -- officers may need a matter, and matters hold
-    END IF;
+    PERFORM policy_share();
     IF p_action IN ('recording.create', 'recording.update', 'recording.delete') THEN
         PERFORM FROM resources r
           WHERE (r.org_id, r.resource_id) IN (
@@ -1206,7 +1212,7 @@ BEGIN
                 RAISE EXCEPTION 'this operation id was used for something else' USING ERRCODE = 'invalid_parameter_value';
             END IF;
             PERFORM touch_fence();
-            verdict := v_entry.verdict;
+            verdict := CASE v_entry.verdict WHEN 0 THEN org_locked(orgs[i]) ELSE v_entry.verdict END;
             IF verdict <> 0 THEN
                 result := CASE WHEN v_entry.detail ? 'why' THEN jsonb_build_object('why', v_entry.detail -> 'why') END;
             ELSIF v_list THEN
@@ -1607,7 +1613,7 @@ BEGIN
     END IF;
 
     IF v_verdict = 0 AND cardinality(v_keys) > 0 THEN
-        -- A key destroyed since is not in the answer, though it is in the record: the safe side.
+        -- A key destroyed since, or of an organisation locked since, is not in the answer, though it is in the record: the safe side.
         RETURN QUERY
             SELECT p_n, 0, k.key_id, k.blob, k.generation, w.root_id, w.wrapped, k.org_id, k.creator, k.client_id,
                    ms(k.created_at), ms(k.expires_at), ms(k.bound_at), k.resource_id, s.service, v_purpose, v_matter,
@@ -1615,6 +1621,7 @@ BEGIN
               FROM unnest(v_key_orgs, v_keys) AS u(org, id)
               JOIN content_keys k ON k.org_id = u.org AND k.key_id = u.id AND k.blob IS NOT NULL
               JOIN wrapping_keys w ON w.org_id = k.org_id AND w.generation = k.generation
+              JOIN organisations o ON o.org_id = k.org_id AND o.locked = 0
              ORDER BY CASE WHEN v_walk THEN k.bound_xact END, CASE WHEN NOT v_walk THEN k.bound_at END, k.key_id;
         IF FOUND THEN
             RETURN;
@@ -1786,6 +1793,7 @@ BEGIN
                         ELSE (SELECT s.public_key FROM services s WHERE s.org_id = nobody() AND s.service = (x.e).subject)
                    END AS public_key,
                    CASE WHEN (x.e).op_id IS NULL THEN release_code(j.reason)
+                        WHEN (x.e).verdict = 0 AND org_locked(j.org_id) <> 0 THEN org_locked(j.org_id)
                         WHEN (x.e).verdict = 0 AND j.blob IS NULL THEN 410001 ELSE (x.e).verdict END AS verdict,
                    CASE WHEN (x.e).op_id IS NULL THEN release_why(j.reason) ELSE (x.e).detail ->> 'why' END AS why
               FROM judged j
@@ -1857,7 +1865,7 @@ RETURN CASE e.action
     WHEN 'resource.create' THEN 'to make a resource'
     WHEN 'resource.get' THEN 'for resource ' || coalesce(e.resource_id::text, '?')
     WHEN 'resource.keys' THEN 'for the keys of resource ' || coalesce(e.resource_id::text, '?')
-    WHEN 'resource.keys.create' THEN 'for a new key of resource ' || coalesce(e.resource_id::text, '?')
+    WHEN 'resource.rotate' THEN 'for a new key of resource ' || coalesce(e.resource_id::text, '?')
     WHEN 'resource.releases' THEN 'who got keys of resource ' || coalesce(e.resource_id::text, '?')
     WHEN 'purpose.keys' THEN 'for the next keys of all resources that it may see'
     WHEN 'matter.keys' THEN 'for the next keys of a matter'

@@ -64,7 +64,7 @@ INSERT INTO bad VALUES
     ('setting.set', '{"name":"dlp.age","value":"60000"}', 400002, 'belong to an organisation'),
     ('setting.set', '{"name":"audit.stream","value":"on"}', 400002, 'settings are'),
     ('setting.set', '{"org":"acme","name":"approvals","value":"3"}', 400002, 'belong to the installation'),
-    ('setting.set', '{"org":"acme","name":"colour","value":"red"}', 400002, 'compliance, dlp.age; of the installation approvals'),
+    ('setting.set', '{"org":"acme","name":"colour","value":"red"}', 400002, 'compliance, dlp.age, rotate.removal, retention.recording, retention.transcript; of the installation approvals'),
     ('setting.set', '{"org":"acme","name":"compliance","value":"both"}', 400002, 'role or matter'),
     ('setting.set', '{"org":"acme","name":"dlp.age","value":"59999"}', 400002, '60000'),
     ('setting.set', '{"org":"acme","name":"dlp.age","value":"315360000001"}', 400002, 'ten years'),
@@ -255,7 +255,7 @@ SELECT pg_temp.propose('audit.suspend', '{}') AS x \gset
 SELECT is((SELECT (expires_at - created_at)::text FROM kms.approvals ORDER BY created_at DESC LIMIT 1), '00:01:00', 'it counts from then on');
 SELECT is((SELECT jsonb_object_agg(x ->> 'name', x ->> 'value') FROM jsonb_array_elements(kms.settings_list(NULL)) x),
     '{"approvals":"3","approvals.matter":"2","approvals.lifetime":"60000","audit.stream":"on"}', 'the installation''s rules');
-SELECT is((SELECT jsonb_object_agg(x ->> 'name', x ->> 'value') FROM jsonb_array_elements(kms.settings_list('umbrella')) x), '{"compliance":"role","dlp.age":"86400000"}', 'an organisation''s');
+SELECT is((SELECT jsonb_object_agg(x ->> 'name', x ->> 'value') FROM jsonb_array_elements(kms.settings_list('umbrella')) x), '{"compliance":"role","dlp.age":"86400000","rotate.removal":"off","retention.recording":"0","retention.transcript":"0"}', 'an organisation''s');
 SELECT is(kms.settings_list('none'), NULL, 'an unknown one''s');
 DELETE FROM kms.settings;
 SELECT is((pg_temp.act('setting.set', '{"name":"approvals","value":"1"}', floor => 1)).result ->> 'state', 'pending', 'one officer is not enough while the rule says two');
