@@ -695,7 +695,7 @@ BEGIN
     FOR i IN 1 .. cardinality(ops) LOOP
         v_path := NULL;
         v_keys := NULL;
-        v_entry := first_run(orgs[i], ops[i], 'resource.rotate', channels[i], resources[i]);
+        v_entry := first_run(orgs[i], ops[i], 'resource.keys.create', channels[i], resources[i]);
         IF v_entry.op_id IS NOT NULL THEN
             PERFORM touch_fence();
             v_verdict := CASE v_entry.verdict WHEN 0 THEN org_locked(orgs[i]) ELSE v_entry.verdict END;
@@ -724,7 +724,7 @@ BEGIN
                   FROM unnest(key_items, key_ids, key_blobs) AS k(item, id, blob) WHERE k.item = i;
             END IF;
             IF v_verdict >= 0 THEN
-                PERFORM record_entry(orgs[i], ops[i], 'resource.rotate', v_verdict, v_caller.kind, v_caller.subject, NULL,
+                PERFORM record_entry(orgs[i], ops[i], 'resource.keys.create', v_verdict, v_caller.kind, v_caller.subject, NULL,
                     clients[i], channels[i], resources[i], v_keys, v_path, requests[i], NULL);
             END IF;
         END IF;
@@ -1865,7 +1865,7 @@ RETURN CASE e.action
     WHEN 'resource.create' THEN 'to make a resource'
     WHEN 'resource.get' THEN 'for resource ' || coalesce(e.resource_id::text, '?')
     WHEN 'resource.keys' THEN 'for the keys of resource ' || coalesce(e.resource_id::text, '?')
-    WHEN 'resource.rotate' THEN 'for a new key of resource ' || coalesce(e.resource_id::text, '?')
+    WHEN 'resource.keys.create' THEN 'for a new key of resource ' || coalesce(e.resource_id::text, '?')
     WHEN 'resource.releases' THEN 'who got keys of resource ' || coalesce(e.resource_id::text, '?')
     WHEN 'purpose.keys' THEN 'for the next keys of all resources that it may see'
     WHEN 'matter.keys' THEN 'for the next keys of a matter'
