@@ -276,7 +276,8 @@ own_parts_end(struct custodian *c)
     }
 }
 
-/* A part for each that works, or is about to: it may have looked at the token already. */
+/* A part for each that works.  One that is starting holds nothing to be forgotten, but may have
+ * looked at the token already. */
 static int
 add_for_all(struct pool *p, struct request *r)
 {
@@ -286,7 +287,7 @@ add_for_all(struct pool *p, struct request *r)
     for (unsigned i = 0; i < p->s.custodians; i++) {
         struct custodian *c = &p->custodians[i];
 
-        if (c->activity == OFF)
+        if (c->activity == OFF || (c->activity == STARTING && r->type == FRAME_FORGET))
             continue;
         if ((part = part_new(r, 0, r->count, 0)) == NULL) {
             c->wear = OUTDATED; /* what it holds goes with it */

@@ -55,9 +55,8 @@ static CK_OBJECT_HANDLE
 find_root(CK_FUNCTION_LIST *f, CK_SESSION_HANDLE session)
 {
     CK_OBJECT_CLASS class = CKO_SECRET_KEY;
-    char label[] = "kms-root";
     CK_ATTRIBUTE template[] = {{CKA_CLASS, &class, sizeof(class)},
-                               {CKA_LABEL, label, strlen(label)}};
+                               {CKA_ID, ask.wk.root, sizeof(ask.wk.root)}};
     CK_OBJECT_HANDLE root = 0;
     CK_ULONG n = 0;
 
