@@ -121,17 +121,36 @@ answer_uri(struct answer *a, const char *name, const char *domain, const char *c
 }
 
 void
+answer_id_uri(struct answer *a, const char *name, const char *domain, const char *collection,
+              const json_t *id)
+{
+    const char *text = json_string_value(id);
+    struct uuid u;
+
+    if (text != NULL && uuid_parse(&u, text, strlen(text)) == KMS_OK)
+        answer_uri(a, name, domain, collection, &u);
+    else if (a->err == KMS_OK)
+        a->err = KMS_ERR_PROTOCOL;
+}
+
+void
+answer_bytes(struct answer *a, const char *name, const unsigned char *bytes, size_t len)
+{
+    put_name(a, name);
+    put(a, "\"", 1);
+    if (a->err == KMS_OK)
+        a->err = b64url_put(a->out, bytes, len);
+    put(a, "\"", 1);
+}
+
+void
 answer_jwk(struct answer *a, const char *name, const char *domain, const struct uuid *id,
            const unsigned char key[32])
 {
     answer_open(a, name, '{');
     answer_uri(a, "kid", domain, "keys", id);
     answer_text(a, "kty", "oct");
-    put_name(a, "k");
-    put(a, "\"", 1);
-    if (a->err == KMS_OK)
-        a->err = b64url_put(a->out, key, 32);
-    put(a, "\"", 1);
+    answer_bytes(a, "k", key, 32);
     answer_close(a, '}');
 }
 

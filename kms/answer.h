@@ -35,6 +35,11 @@ void answer_int(struct answer *a, const char *name, int64_t value);
 void answer_date(struct answer *a, const char *name, int64_t ms);
 void answer_uri(struct answer *a, const char *name, const char *domain, const char *collection,
                 const struct uuid *id);
+/* The same of an id that the database gave as text; anything else makes the answer fail. */
+void answer_id_uri(struct answer *a, const char *name, const char *domain, const char *collection,
+                   const json_t *id);
+/* As base64url. */
+void answer_bytes(struct answer *a, const char *name, const unsigned char *bytes, size_t len);
 /* {"kid":...,"kty":"oct","k":...} */
 void answer_jwk(struct answer *a, const char *name, const char *domain, const struct uuid *id,
                 const unsigned char key[32]);

@@ -13,6 +13,7 @@ kms_kmsd_SOURCES = \
 	kms/orgs.c kms/orgs.h \
 	kms/post.c kms/post.h \
 	kms/rate.c kms/rate.h \
+	kms/recording.c kms/recording.h \
 	kms/refusal.c kms/refusal.h \
 	kms/req.c kms/req.h \
 	kms/service.c kms/service.h \

@@ -13,6 +13,7 @@
 #include "kms/req.h"
 
 #include <openssl/crypto.h>
+#include <openssl/rand.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,6 +24,7 @@
 #include "kms/orgs.h"
 #include "kms/post.h"
 #include "kms/rate.h"
+#include "kms/recording.h"
 #include "kms/refusal.h"
 #include "kms/service.h"
 #include "kms/state.h"
@@ -48,45 +50,42 @@ static write_fn write_channel, write_nothing, write_keys_created, write_key, wri
 static const struct op {
     enum state_call call;    /* for users; SC_NOTHING: it is not for them */
     enum state_call service; /* for services; SC_NOTHING: likewise */
-    bool mints;              /* needs the organisation's wrapping key, and hsmd, before the call */
     bool unwraps;            /* the call releases keys */
     bool bearers;            /* the call may make anonymous authorisations */
     int status;
     write_fn *write;
 } ops[] = {
-    [OP_CHANNEL_CREATE] = {SC_CHANNEL_CREATE, SC_SERVICE_CHANNEL_CREATE, true, false, false, 201,
+    [OP_CHANNEL_CREATE] = {SC_CHANNEL_CREATE, SC_SERVICE_CHANNEL_CREATE, false, false, 201,
                            write_channel},
-    [OP_CHANNEL_DELETE] = {SC_CHANNEL_DELETE, SC_CHANNEL_DELETE, false, false, false, 204,
-                           write_nothing},
-    [OP_PING] = {SC_CHANNELS_CHECK, SC_CHANNELS_CHECK, false, false, false, 200, write_nothing},
-    [OP_KEYS_CREATE] = {SC_KEYS_CREATE, SC_NOTHING, true, false, false, 201, write_keys_created},
-    [OP_KEY_BIND] = {SC_KEYS_BIND, SC_NOTHING, false, true, false, 200, write_key},
-    [OP_KEY_GET] = {SC_KEYS_RELEASE, SC_SERVICE_RELEASE, false, true, false, 200, write_key},
-    [OP_RESOURCE_CREATE] = {SC_RESOURCE_CREATE, SC_NOTHING, false, false, true, 201,
-                            write_resource},
-    [OP_RESOURCE_GET] = {SC_RESOURCE_GET, SC_NOTHING, false, false, false, 200, write_resource},
-    [OP_RESOURCE_KEYS] = {SC_RESOURCE_KEYS, SC_SERVICE_RELEASE, false, true, false, 200,
-                          write_keys},
-    [OP_AUTHORIZATIONS_CREATE] = {SC_AUTHORIZATIONS_CREATE, SC_NOTHING, false, false, true, 201,
+    [OP_CHANNEL_DELETE] = {SC_CHANNEL_DELETE, SC_CHANNEL_DELETE, false, false, 204, write_nothing},
+    [OP_PING] = {SC_CHANNELS_CHECK, SC_CHANNELS_CHECK, false, false, 200, write_nothing},
+    [OP_KEYS_CREATE] = {SC_KEYS_CREATE, SC_NOTHING, false, false, 201, write_keys_created},
+    [OP_KEY_BIND] = {SC_KEYS_BIND, SC_NOTHING, true, false, 200, write_key},
+    [OP_KEY_GET] = {SC_KEYS_RELEASE, SC_SERVICE_RELEASE, true, false, 200, write_key},
+    [OP_RESOURCE_CREATE] = {SC_RESOURCE_CREATE, SC_NOTHING, false, true, 201, write_resource},
+    [OP_RESOURCE_GET] = {SC_RESOURCE_GET, SC_NOTHING, false, false, 200, write_resource},
+    [OP_RESOURCE_KEYS] = {SC_RESOURCE_KEYS, SC_SERVICE_RELEASE, true, false, 200, write_keys},
+    [OP_AUTHORIZATIONS_CREATE] = {SC_AUTHORIZATIONS_CREATE, SC_NOTHING, false, true, 201,
                                   write_authorizations},
-    [OP_AUTHORIZATIONS_LIST] = {SC_AUTHORIZATIONS_LIST, SC_NOTHING, false, false, false, 200,
+    [OP_AUTHORIZATIONS_LIST] = {SC_AUTHORIZATIONS_LIST, SC_NOTHING, false, false, 200,
                                 write_authorizations},
-    [OP_AUTHORIZATION_DELETE] = {SC_AUTHORIZATIONS_DELETE, SC_NOTHING, false, false, false, 200,
+    [OP_AUTHORIZATION_DELETE] = {SC_AUTHORIZATIONS_DELETE, SC_NOTHING, false, false, 200,
                                  write_removed},
-    [OP_RELEASES] = {SC_RESOURCE_RELEASES, SC_NOTHING, false, false, false, 200, write_releases},
-    [OP_PURPOSE_KEYS] = {SC_NOTHING, SC_SERVICE_RELEASE, false, true, false, 200, write_keys},
-    [OP_MATTER_KEYS] = {SC_NOTHING, SC_SERVICE_RELEASE, false, true, false, 200, write_keys},
-    [OP_RESOURCE_ROTATE] = {SC_NOTHING, SC_NOTHING, false, false, false, 201, write_nothing},
-    [OP_RECORDING_CREATE] = {SC_NOTHING, SC_NOTHING, false, false, false, 201, write_nothing},
-    [OP_RECORDING_UPDATE] = {SC_NOTHING, SC_NOTHING, false, false, false, 200, write_nothing},
-    [OP_RECORDING_GET] = {SC_NOTHING, SC_NOTHING, false, false, false, 200, write_nothing},
-    [OP_RECORDINGS_LIST] = {SC_NOTHING, SC_NOTHING, false, false, false, 200, write_nothing},
-    [OP_RECORDING_DELETE] = {SC_NOTHING, SC_NOTHING, false, false, false, 200, write_nothing},
-    [OP_PUBLIC_KEY] = {SC_NOTHING, SC_NOTHING, false, false, false, 200, write_nothing},
-    [OP_CMK_CREATE] = {SC_NOTHING, SC_NOTHING, false, false, false, 201, write_nothing},
-    [OP_CMK_LIST] = {SC_NOTHING, SC_NOTHING, false, false, false, 200, write_nothing},
-    [OP_CMK_UPDATE] = {SC_NOTHING, SC_NOTHING, false, false, false, 200, write_nothing},
-    [OP_CMK_DELETE] = {SC_NOTHING, SC_NOTHING, false, false, false, 200, write_nothing},
+    [OP_RELEASES] = {SC_RESOURCE_RELEASES, SC_NOTHING, false, false, 200, write_releases},
+    [OP_PURPOSE_KEYS] = {SC_NOTHING, SC_SERVICE_RELEASE, true, false, 200, write_keys},
+    [OP_MATTER_KEYS] = {SC_NOTHING, SC_SERVICE_RELEASE, true, false, 200, write_keys},
+    [OP_RESOURCE_ROTATE] = {SC_RESOURCE_KEYS_CREATE, SC_NOTHING, false, false, 201, write_keys},
+    [OP_RECORDING_CREATE] = {SC_RECORDING_CREATE, SC_NOTHING, true, false, 201, write_recording},
+    [OP_RECORDING_UPDATE] = {SC_RECORDING_UPDATE, SC_NOTHING, true, false, 200, write_recording},
+    [OP_RECORDING_GET] = {SC_RECORDING_GET, SC_NOTHING, true, false, 200, write_recording},
+    [OP_RECORDINGS_LIST] = {SC_RECORDINGS_LIST, SC_NOTHING, true, false, 200, write_recordings},
+    [OP_RECORDING_DELETE] = {SC_RECORDING_DELETE, SC_NOTHING, false, false, 200,
+                             write_recording_end},
+    [OP_PUBLIC_KEY] = {SC_NOTHING, SC_NOTHING, false, false, 200, write_nothing},
+    [OP_CMK_CREATE] = {SC_NOTHING, SC_NOTHING, false, false, 201, write_nothing},
+    [OP_CMK_LIST] = {SC_NOTHING, SC_NOTHING, false, false, 200, write_nothing},
+    [OP_CMK_UPDATE] = {SC_NOTHING, SC_NOTHING, false, false, 200, write_nothing},
+    [OP_CMK_DELETE] = {SC_NOTHING, SC_NOTHING, false, false, 200, write_nothing},
 };
 
 static enum state_call
@@ -95,6 +94,31 @@ call_of(const struct req *rq)
     const struct op *op = &ops[rq->msg.op];
 
     return rq->kind == PRINCIPAL_SERVICE ? op->service : op->call;
+}
+
+/* How many content keys are to be made before the call. */
+static unsigned
+new_keys(const struct req *rq)
+{
+    switch (rq->msg.op) {
+    case OP_KEYS_CREATE:
+    case OP_RESOURCE_CREATE:
+    case OP_RESOURCE_ROTATE:
+        return (unsigned)rq->msg.count;
+    case OP_RECORDING_CREATE:
+        return 1;
+    case OP_AUTHORIZATION_DELETE:
+        return rq->rotates ? 1 : 0;
+    default:
+        return 0;
+    }
+}
+
+/* New keys need the organisation's wrapping key, and hsmd. */
+static enum req_state
+before_state(const struct req *rq)
+{
+    return rq->msg.op == OP_CHANNEL_CREATE || new_keys(rq) > 0 ? REQ_ORG : REQ_STATE;
 }
 
 /* --- life --- */
@@ -122,6 +146,7 @@ req_free(struct req *rq)
         buf_release(&rq->released[i].jwe);
     }
     free(rq->released);
+    free(rq->recordings);
     free(rq->release.service);
     free(rq->release.purpose);
     free(rq->release.to_kid);
@@ -516,7 +541,7 @@ admit_service(struct req *rq)
         return refuse(rq, KMS_CODE_ROLE, "onBehalfOf is not for services");
     if (call_of(rq) == SC_NOTHING)
         return refuse(rq, KMS_CODE_PURPOSE, "a service may retrieve keys and nothing else");
-    return go(rq, ops[rq->msg.op].mints ? REQ_ORG : REQ_STATE);
+    return go(rq, before_state(rq));
 }
 
 /* Each worker lets through its part of what a service may. */
@@ -559,6 +584,9 @@ req_admit(struct req *rq)
         rq->msg.on_behalf_of = NULL;
     if (rq->msg.on_behalf_of != NULL && rq->msg.method != KMS_RETRIEVE)
         return refuse(rq, KMS_CODE_ROLE, "onBehalfOf is for retrieving only");
+    if (rq->msg.op == OP_RESOURCE_CREATE && rq->msg.zero_trust &&
+        (rq->msg.count > 0 || rq->msg.n_keys > 0))
+        return refuse(rq, KMS_CODE_ZERO_TRUST, NULL);
     if (rq->msg.op == OP_RESOURCE_CREATE && rq->msg.ttl > 0 &&
         (rq->msg.ttl < cfg->ttl_min || rq->msg.ttl > cfg->ttl_max)) {
         if (asprintf(&rq->why_owned, "ttl must be 0 (for ever) or from %lld to %lld seconds",
@@ -566,7 +594,7 @@ req_admit(struct req *rq)
             rq->why_owned = NULL;
         return refuse(rq, KMS_CODE_MEMBER, rq->why_owned);
     }
-    return go(rq, ops[rq->msg.op].mints ? REQ_ORG : REQ_STATE);
+    return go(rq, before_state(rq));
 }
 
 /* --- REQ_ORG, REQ_MINT: new keys --- */
@@ -639,7 +667,7 @@ mint_channel(struct req *rq)
 static int
 mint_keys(struct req *rq)
 {
-    unsigned i, n = (unsigned)rq->msg.count;
+    unsigned i, n = new_keys(rq);
     int r;
 
     if (rq->minted == NULL && (rq->minted = calloc(n, sizeof(*rq->minted))) == NULL)
@@ -668,7 +696,7 @@ req_mint(struct req *rq)
     int r;
 
     if (rq->waiting == 0 && rq->n_minted == 0 && rq->new_channel_key == NULL) {
-        count_add(CT_HSM_ITEMS, rq->msg.op == OP_CHANNEL_CREATE ? 1 : (uint64_t)rq->msg.count);
+        count_add(CT_HSM_ITEMS, rq->msg.op == OP_CHANNEL_CREATE ? 1 : new_keys(rq));
         r = rq->msg.op == OP_CHANNEL_CREATE ? mint_channel(rq) : mint_keys(rq);
         if (r == KMS_OK)
             return STEP_WAIT;
@@ -682,6 +710,11 @@ req_mint(struct req *rq)
         log_error("keys could not be made", "request_id", rq->request_id, "why",
                   kms_strerror(rq->failed), NULL);
         return refuse(rq, KMS_CODE_HSM, NULL);
+    }
+    if (rq->msg.op == OP_RECORDING_CREATE) {
+        if (RAND_bytes(rq->iv, sizeof(rq->iv)) != 1)
+            return refuse(rq, KMS_CODE_OVERLOADED, NULL);
+        kms_date_format(rq->aad, wall_ms());
     }
     return go(rq, REQ_STATE);
 }
@@ -714,13 +747,75 @@ stale(struct req *rq)
     return go(rq, REQ_ORG);
 }
 
+/* The organisation wants a key made with every removal, one that who is removed never had. */
+static enum step
+rotate(struct req *rq)
+{
+    if (rq->rotates)
+        return refuse(rq, KMS_CODE_DATABASE, NULL);
+    rq->rotates = true;
+    return go(rq, REQ_ORG);
+}
+
+/* Keys that were made for this request need not be unwrapped to be answered. */
+static int
+take_minted(struct req *rq)
+{
+    size_t i;
+    unsigned k;
+
+    for (i = 0; i < rq->n_released; i++) {
+        struct released *r = &rq->released[i];
+
+        for (k = 0; k < rq->n_minted && r->secret == NULL; k++) {
+            if (memcmp(&rq->minted[k].id, &r->key, sizeof(r->key)) == 0) {
+                r->secret = rq->minted[k].secret;
+                rq->minted[k].secret = NULL;
+            }
+        }
+        if (r->secret == NULL)
+            return KMS_ERR_PROTOCOL;
+    }
+    return KMS_OK;
+}
+
+/* What SQL answered that is not an answer yet. */
+static int
+state_load(struct req *rq)
+{
+    switch (rq->msg.op) {
+    case OP_RESOURCE_ROTATE:
+        return take_minted(rq);
+    case OP_RECORDING_CREATE:
+    case OP_RECORDING_UPDATE:
+    case OP_RECORDING_GET:
+    case OP_RECORDINGS_LIST:
+        return recordings_load(rq);
+    default:
+        return KMS_OK;
+    }
+}
+
+/* What was changed stays so, and 503 would be untrue. */
+static enum step
+fail_late(struct req *rq, int code)
+{
+    rq->code = code;
+    if (rq->msg.method != KMS_RETRIEVE)
+        return req_end(rq, REQ_UNKNOWN);
+    return refuse(rq, code, NULL);
+}
+
 static enum step
 state_judged(struct req *rq, int verdict)
 {
     const char *name = rq->channel != NULL ? rq->channel->owner.org_name : rq->who.org;
+    int r;
 
     if (verdict == -1)
         return stale(rq);
+    if (verdict == -2)
+        return rotate(rq);
     if (verdict == KMS_CODE_RESET && rq->channel != NULL) {
         channels_drop(rq->w->channels, &rq->channel->id);
         return unreadable(rq, KMS_CODE_RESET);
@@ -734,10 +829,6 @@ state_judged(struct req *rq, int verdict)
         return refuse(rq, verdict, rq->why_owned);
     }
     switch (rq->msg.op) {
-    case OP_KEYS_CREATE:
-        count_add(CT_KEYS_CREATED, rq->n_minted);
-        orgs_count_wraps(rq->w->orgs, name, rq->n_minted);
-        break;
     case OP_CHANNEL_CREATE:
         count_add(CT_CHANNELS_CREATED, 1);
         orgs_count_wraps(rq->w->orgs, name, 1);
@@ -746,7 +837,16 @@ state_judged(struct req *rq, int verdict)
         channels_drop(rq->w->channels, &rq->msg.uri.id);
         break;
     default:
+        if (rq->n_minted > 0) {
+            count_add(CT_KEYS_CREATED, rq->n_minted);
+            orgs_count_wraps(rq->w->orgs, name, rq->n_minted);
+        }
         break;
+    }
+    if ((r = state_load(rq)) != KMS_OK) {
+        log_error("a database result could not be read", "op", kms_op_name(rq->msg.op),
+                  "request_id", rq->request_id, "why", kms_strerror(r), NULL);
+        return fail_late(rq, KMS_CODE_DATABASE);
     }
     if (rq->release.unfit) {
         log_error("a service's registered key cannot be used", "service", rq->release.service,
@@ -827,12 +927,8 @@ req_unwrap(struct req *rq)
     }
     if (rq->failed != KMS_OK) {
         count_add(CT_HSM_FAILURES, 1);
-        rq->code = KMS_CODE_HSM;
-        /* A key that was bound stays bound, so 503 would be untrue; binding it again is answered
-         * with the key (protocol section 4). */
-        if (rq->msg.op == OP_KEY_BIND)
-            return req_end(rq, REQ_UNKNOWN);
-        return refuse(rq, KMS_CODE_HSM, NULL);
+        /* Binding a key again is answered with the key (protocol section 4). */
+        return fail_late(rq, KMS_CODE_HSM);
     }
     count_add(CT_KEYS_RELEASED, rq->n_released);
     if (rq->kind == PRINCIPAL_SERVICE)
@@ -1101,13 +1197,7 @@ write_channel(struct req *rq, struct answer *a)
 static void
 put_id(struct req *rq, struct answer *a, const char *name, const char *collection, const json_t *id)
 {
-    struct uuid u;
-    const char *text = json_string_value(id);
-
-    if (text == NULL || uuid_parse(&u, text, strlen(text)) != KMS_OK)
-        a->err = KMS_ERR_PROTOCOL;
-    else
-        answer_uri(a, name, rq->w->cfg->domain, collection, &u);
+    answer_id_uri(a, name, rq->w->cfg->domain, collection, id);
 }
 
 static void
@@ -1193,23 +1283,58 @@ write_removed(struct req *rq, struct answer *a)
     write_authorizations(rq, a);
 }
 
+/* Keys that were made with the resource: bound as it was made. */
+static void
+put_new_keys(struct req *rq, struct answer *a)
+{
+    const json_t *created = json_object_get(rq->result, "created");
+    const char *domain = rq->w->cfg->domain;
+    int64_t now = json_integer_value(created), lifetime = rq->w->cfg->bound_key * 1000;
+    unsigned i;
+
+    answer_open(a, "keys", '[');
+    for (i = 0; i < rq->n_minted; i++) {
+        answer_open(a, NULL, '{');
+        answer_uri(a, "uri", domain, "keys", &rq->minted[i].id);
+        answer_jwk(a, "jwk", domain, &rq->minted[i].id, rq->minted[i].secret->b);
+        answer_text(a, "userId", rq->who.subject);
+        answer_text(a, "clientId", rq->msg.client_id);
+        answer_date(a, "createDate", now);
+        if (lifetime > 0)
+            answer_date(a, "expirationDate", now + lifetime);
+        answer_date(a, "bindDate", now);
+        put_id(rq, a, "resourceUri", "resources", json_object_get(rq->result, "resource"));
+        answer_close(a, '}');
+    }
+    answer_close(a, ']');
+}
+
 static void
 write_resource(struct req *rq, struct answer *a)
 {
     const json_t *v, *expires = json_object_get(rq->result, "expires");
-    const char *kind = json_string_value(json_object_get(rq->result, "kind"));
+    const json_t *active = json_object_get(rq->result, "active");
+    static const char *const texts[] = {"kind", "security"};
+    const char *text;
     size_t i;
 
     answer_open(a, "resource", '{');
     put_id(rq, a, "uri", "resources", json_object_get(rq->result, "resource"));
-    if (kind != NULL)
-        answer_text(a, "kind", kind);
-    answer_open(a, "keyUris", '[');
-    json_array_foreach(json_object_get(rq->result, "keys"), i, v)
-    {
-        put_id(rq, a, NULL, "keys", v);
+    for (i = 0; i < sizeof(texts) / sizeof(texts[0]); i++)
+        if ((text = json_string_value(json_object_get(rq->result, texts[i]))) != NULL)
+            answer_text(a, texts[i], text);
+    if (rq->n_minted > 0) {
+        put_new_keys(rq, a);
+    } else {
+        answer_open(a, "keyUris", '[');
+        json_array_foreach(json_object_get(rq->result, "keys"), i, v)
+        {
+            put_id(rq, a, NULL, "keys", v);
+        }
+        answer_close(a, ']');
     }
-    answer_close(a, ']');
+    if (json_is_string(active))
+        put_id(rq, a, "activeKeyUri", "keys", active);
     answer_open(a, "authorizationUris", '[');
     json_array_foreach(json_object_get(rq->result, "authorizations"), i, v)
     {

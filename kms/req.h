@@ -86,6 +86,13 @@ struct peer {
     const char *why;                 /* for this reason, where it showed one */
 };
 
+/* A recording, and what its message is made of. */
+struct recording {
+    const json_t *json;    /* borrowed from the request's result */
+    size_t own, container; /* of its keys in released: its own, and that which the message is for */
+    unsigned char iv[JWE_IV_LEN];
+};
+
 /* An anonymous authorisation's bearer under way. */
 struct bearer {
     struct uuid authorization;
@@ -131,6 +138,11 @@ struct req {
     unsigned n_minted;
     struct released *released; /* owned */
     size_t n_released;
+    struct recording *recordings; /* owned */
+    size_t n_recordings;
+    bool rotates;                 /* SQL wants a key made beside a removal */
+    unsigned char iv[JWE_IV_LEN]; /* of a new recording's file, */
+    char aad[KMS_DATE_LEN + 1];   /* and what is authenticated with it: a date, as node-scr does */
     struct service_release release;
     json_t *result;           /* owned: of a cold function */
     int64_t created, expires; /* ms */

@@ -7,6 +7,7 @@
 #include "kms/state.h"
 
 #include <event2/event.h>
+#include <openssl/crypto.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/queue.h>
@@ -86,6 +87,27 @@ const struct db_statement state_statements[SC_STATEMENTS] = {
                               "SELECT n, verdict, result FROM kms.resource_releases(" COMMON
                               ", $6)",
                               6},
+    [SC_RESOURCE_KEYS_CREATE] =
+        {"resource_keys_create",
+         "SELECT n, verdict, key, blob, generation, root, wrapped, org, user_id, client_id,"
+         " created, expires, bound, resource"
+         " FROM kms.resource_keys_create(" COMMON ", $6, $7, $8, $9, $10, $11)",
+         /* generations, key_items, key_ids, key_blobs, resources, bound_ms */
+         11},
+    [SC_RECORDING_CREATE] = {"recording_create",
+                             "SELECT n, verdict, result FROM kms.recording_create(" COMMON ", $6)",
+                             6},
+    [SC_RECORDING_UPDATE] = {"recording_update",
+                             "SELECT n, verdict, result FROM kms.recording_update(" COMMON ", $6)",
+                             6},
+    [SC_RECORDING_GET] = {"recording_get",
+                          "SELECT n, verdict, result FROM kms.recording_get(" COMMON ", $6)", 6},
+    [SC_RECORDINGS_LIST] = {"recordings_list",
+                            "SELECT n, verdict, result FROM kms.recordings_list(" COMMON ", $6)",
+                            6},
+    [SC_RECORDING_DELETE] = {"recording_delete",
+                             "SELECT n, verdict, result FROM kms.recording_delete(" COMMON ", $6)",
+                             6},
     [SC_SERVICE_CHANNEL_CREATE] =
         {"service_channel_create",
          "SELECT n, verdict, created, expires, service, rate"
@@ -169,13 +191,13 @@ put_keys_release(struct batch *b, struct db_params *p)
     EACH(p, DB_BOOL, db_put_bool(p, rq->who.compliance));
 }
 
+/* The keys that were made for the requests: whose, their ids, their blobs. */
 static void
-put_keys_create(struct batch *b, struct db_params *p)
+put_minted(struct batch *b, struct db_params *p)
 {
     int i;
     unsigned k;
 
-    put_common(b, p);
     EACH(p, DB_INT4, db_put_int4(p, (int32_t)rq->wk.generation));
     db_array_begin(p, DB_INT4);
     for (i = 0; i < b->n; i++)
@@ -192,7 +214,23 @@ put_keys_create(struct batch *b, struct db_params *p)
         for (k = 0; k < b->reqs[i]->n_minted; k++)
             db_put_bytes(p, b->reqs[i]->minted[k].blob, HSM_BLOB_LEN);
     db_array_end(p);
+}
+
+static void
+put_keys_create(struct batch *b, struct db_params *p)
+{
+    put_common(b, p);
+    put_minted(b, p);
     db_int8(p, b->st->w->cfg->unbound_key * 1000);
+}
+
+static void
+put_resource_keys_create(struct batch *b, struct db_params *p)
+{
+    put_common(b, p);
+    put_minted(b, p);
+    EACH(p, DB_UUID, db_put_uuid(p, &rq->msg.resource));
+    db_int8(p, b->st->w->cfg->bound_key * 1000);
 }
 
 static void
@@ -333,6 +371,68 @@ json_auth_ids(const struct kms_request *msg, int *err)
     return list;
 }
 
+static json_t *
+json_hex(const unsigned char *bytes, size_t len)
+{
+    char text[2 * HSM_BLOB_LEN + 1];
+
+    if (OPENSSL_buf2hexstr_ex(text, sizeof(text), NULL, bytes, len, '\0') != 1)
+        return NULL;
+    return json_string(text);
+}
+
+static json_t *
+json_minted(const struct req *rq, const struct minted *m)
+{
+    return json_pack("{s:o, s:o, s:i}", "id", json_uuid(&m->id), "blob",
+                     json_hex(m->blob, HSM_BLOB_LEN), "generation", (int)rq->wk.generation);
+}
+
+static void
+arg_resource_create(json_t *args, const struct req *rq, int *err)
+{
+    const struct kms_request *msg = &rq->msg;
+    json_t *list = json_array();
+    size_t i;
+
+    for (i = 0; i < msg->n_keys; i++)
+        if (json_array_append_new(list, json_uuid(&msg->keys[i])) != 0)
+            *err = KMS_ERR_NOMEM;
+    arg(args, "keys", list, err);
+    list = json_array();
+    for (i = 0; i < rq->n_minted; i++)
+        if (json_array_append_new(list, json_minted(rq, &rq->minted[i])) != 0)
+            *err = KMS_ERR_NOMEM;
+    arg(args, "new_keys", list, err);
+    if (msg->ttl > 0)
+        arg(args, "ttl_ms", json_integer(msg->ttl * 1000), err);
+    arg(args, "kind", json_string(kms_kind_name(msg->kind)), err);
+    arg(args, "security", json_string(msg->zero_trust ? "zero-trust" : "standard"), err);
+}
+
+static void
+arg_recording(json_t *args, const struct req *rq, int *err)
+{
+    const struct kms_request *msg = &rq->msg;
+
+    if (msg->op == OP_RECORDING_CREATE) {
+        arg(args, "type", json_string(kms_recording_type_name(msg->type)), err);
+        arg(args, "id", json_uuid(&rq->minted[0].id), err);
+        arg(args, "blob", json_hex(rq->minted[0].blob, HSM_BLOB_LEN), err);
+        arg(args, "generation", json_integer((json_int_t)rq->wk.generation), err);
+        arg(args, "iv", json_hex(rq->iv, sizeof(rq->iv)), err);
+        arg(args, "aad", json_string(rq->aad), err);
+    } else if (msg->op == OP_RECORDINGS_LIST) {
+        arg(args, "max", json_integer(rq->w->cfg->resource_keys), err);
+    } else {
+        arg(args, "recording", json_uuid(&msg->uri.id), err);
+    }
+    if (msg->loc != NULL)
+        arg(args, "loc", json_string(msg->loc), err);
+    if (msg->tag != NULL)
+        arg(args, "tag", json_string(msg->tag), err);
+}
+
 /* The arguments of a cold function: one JSON object. */
 static void
 put_args(struct db_params *p, const struct req *rq)
@@ -341,7 +441,6 @@ put_args(struct db_params *p, const struct req *rq)
     struct buf text = BUF_INIT;
     json_t *args = json_object(), *list;
     int err = KMS_OK;
-    size_t i;
 
     if (msg->by_uri)
         arg(args, "authorization", json_uuid(&msg->uri.id), &err);
@@ -352,16 +451,25 @@ put_args(struct db_params *p, const struct req *rq)
         arg(args, "auth", json_incref(json_array_get(list, 0)), &err);
     arg(args, "auths", list, &err);
     arg(args, "anonymous", json_integer(msg->anonymous), &err);
-    if (msg->op == OP_RESOURCE_CREATE) {
-        list = json_array();
-        for (i = 0; i < msg->n_keys; i++)
-            if (json_array_append_new(list, json_uuid(&msg->keys[i])) != 0)
-                err = KMS_ERR_NOMEM;
-        arg(args, "keys", list, &err);
+    switch (msg->op) {
+    case OP_RESOURCE_CREATE:
+        arg_resource_create(args, rq, &err);
         arg(args, "bound_ms", json_integer(rq->w->cfg->bound_key * 1000), &err);
-        if (msg->ttl > 0)
-            arg(args, "ttl_ms", json_integer(msg->ttl * 1000), &err);
-        arg(args, "kind", json_string(kms_kind_name(msg->kind)), &err);
+        break;
+    case OP_AUTHORIZATION_DELETE:
+        if (rq->n_minted > 0)
+            arg(args, "new_key", json_minted(rq, &rq->minted[0]), &err);
+        arg(args, "bound_ms", json_integer(rq->w->cfg->bound_key * 1000), &err);
+        break;
+    case OP_RECORDING_CREATE:
+    case OP_RECORDING_UPDATE:
+    case OP_RECORDING_GET:
+    case OP_RECORDINGS_LIST:
+    case OP_RECORDING_DELETE:
+        arg_recording(args, rq, &err);
+        break;
+    default:
+        break;
     }
     if (msg->on_behalf_of != NULL)
         arg(args, "behalf", json_string(msg->on_behalf_of), &err);
@@ -560,6 +668,12 @@ static const struct {
     [SC_AUTHORIZATIONS_LIST] = {put_cold, row_result, true},
     [SC_AUTHORIZATIONS_DELETE] = {put_cold, row_result, true},
     [SC_RESOURCE_RELEASES] = {put_cold, row_result, true},
+    [SC_RESOURCE_KEYS_CREATE] = {put_resource_keys_create, row_released, false},
+    [SC_RECORDING_CREATE] = {put_cold, row_result, true},
+    [SC_RECORDING_UPDATE] = {put_cold, row_result, true},
+    [SC_RECORDING_GET] = {put_cold, row_result, true},
+    [SC_RECORDINGS_LIST] = {put_cold, row_result, true},
+    [SC_RECORDING_DELETE] = {put_cold, row_result, true},
     [SC_SERVICE_CHANNEL_CREATE] = {put_service_channel_create, row_service_channel, false},
     [SC_SERVICE_RELEASE] = {put_service_release, row_service, true},
     [SC_REFUSALS_RECORD] = {put_refusals, NULL, false},

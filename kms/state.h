@@ -35,6 +35,12 @@ enum state_call {
     SC_RESOURCE_RELEASES,
     SC_SERVICE_CHANNEL_CREATE,
     SC_SERVICE_RELEASE,
+    SC_RESOURCE_KEYS_CREATE,
+    SC_RECORDING_CREATE,
+    SC_RECORDING_UPDATE,
+    SC_RECORDING_GET,
+    SC_RECORDINGS_LIST,
+    SC_RECORDING_DELETE,
     SC_REFUSALS_RECORD,
     SC_CALLS, /* the calls of requests end here; the rest are single calls of other modules */
     SC_CHANNELS_OPEN = SC_CALLS,

@@ -76,7 +76,7 @@ static const char *const op_names[] = {
     [OP_RELEASES] = "resource.releases",
     [OP_PURPOSE_KEYS] = "purpose.keys",
     [OP_MATTER_KEYS] = "matter.keys",
-    [OP_RESOURCE_ROTATE] = "resource.rotate",
+    [OP_RESOURCE_ROTATE] = "resource.keys.create",
     [OP_RECORDING_CREATE] = "recording.create",
     [OP_RECORDING_UPDATE] = "recording.update",
     [OP_RECORDING_GET] = "recording.get",
@@ -638,17 +638,25 @@ read_resource_create(struct kms_request *req, const char *domain, const char **w
     return read_new_keys(req, false, why);
 }
 
-/* Where the file is, and its tag: a recorder knows them when it is done. */
 static int
-read_file_members(struct kms_request *req, const char **why)
+read_loc(struct kms_request *req, const char **why)
 {
-    unsigned char tag[KMS_TAG_LEN];
-    int r;
-
     if (!read_name(req->tree, "loc", KMS_LOC_MAX, &req->loc) ||
         (req->loc != NULL && *req->loc == '\0'))
         return refuse(KMS_CODE_MEMBER,
                       "loc must be a string of 1 to 4096 bytes without control characters", why);
+    return KMS_CODE_OK;
+}
+
+/* What a recorder knows when the file is done. */
+static int
+read_recording_update(struct kms_request *req, const char **why)
+{
+    unsigned char tag[KMS_TAG_LEN];
+    int r, code = read_loc(req, why);
+
+    if (code != KMS_CODE_OK)
+        return code;
     r = kms_json_str(req->tree, "tag", B64URL_LEN(KMS_TAG_LEN), &req->tag);
     if (r == KMS_ERR_NOT_FOUND)
         return KMS_CODE_OK;
@@ -669,7 +677,7 @@ read_recording_create(struct kms_request *req, const char **why)
         for (i = 0; i < COUNT(recording_types); i++) {
             if (strcmp(name, recording_types[i]) == 0) {
                 req->type = (enum kms_recording_type)i;
-                return read_file_members(req, why);
+                return read_loc(req, why);
             }
         }
     }
@@ -905,7 +913,7 @@ read_members(struct kms_request *req, const char *domain, const char **why)
     case OP_RECORDING_CREATE:
         return read_recording_create(req, why);
     case OP_RECORDING_UPDATE:
-        return read_file_members(req, why);
+        return read_recording_update(req, why);
     case OP_PUBLIC_KEY:
     case OP_CMK_CREATE:
     case OP_CMK_LIST:

@@ -171,7 +171,7 @@ struct kms_request {
     /* Recordings: OP_RECORDING_CREATE, OP_RECORDING_UPDATE. */
     enum kms_recording_type type; /* OP_RECORDING_CREATE */
     const char *loc;              /* 1 to KMS_LOC_MAX bytes; NULL when absent */
-    const char *tag;              /* base64url of KMS_TAG_LEN bytes; NULL when absent */
+    const char *tag; /* base64url of KMS_TAG_LEN bytes; NULL when absent, as on create */
 
     /* Main keys: OP_PUBLIC_KEY, OP_CMK_... */
     const char *assigned_org;           /* assignedOrgId as sent, 1 to 256 bytes */

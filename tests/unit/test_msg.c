@@ -629,6 +629,9 @@ Test(msg, recordings_and_main_keys_bring_their_members)
     cr_expect(req.has_resource);
     cr_expect_str_eq(kms_recording_type_name(req.type), "transcript");
     cr_expect_str_eq(req.loc, "x:y");
+    cr_expect_null(req.tag, "there is no file yet");
+    kms_request_release(&req);
+    cr_assert_eq(parse(&req, "{" DONE ",\"tag\":\"AAAAAAAAAAAAAAAAAAAAAA\"}", &why), KMS_CODE_OK);
     cr_expect_str_eq(req.tag, "AAAAAAAAAAAAAAAAAAAAAA");
     kms_request_release(&req);
     cr_assert_eq(parse(&req, "{" DONE "}", &why), KMS_CODE_OK);
