@@ -109,7 +109,7 @@ static const struct {
 };
 #define UNITS (sizeof(units) / sizeof(units[0]))
 
-/* "24h", "90d": milliseconds.  KMS_ERR_SYNTAX: it is none. */
+/* "24h", "90d", "0": milliseconds.  KMS_ERR_SYNTAX: it is none. */
 static int
 parse_duration(const char *text, int64_t *ms)
 {
@@ -120,6 +120,10 @@ parse_duration(const char *text, int64_t *ms)
         return KMS_ERR_SYNTAX;
     errno = 0;
     n = strtoll(text, &end, 10);
+    if (n == 0 && *end == '\0') {
+        *ms = 0;
+        return KMS_OK;
+    }
     for (size_t i = 0; errno == 0 && i < UNITS; i++) {
         if (strcmp(end, units[i].name) == 0 && n <= INT64_MAX / 2 / units[i].ms) {
             *ms = n * units[i].ms;
@@ -134,9 +138,12 @@ put_duration(struct buf *out, int64_t ms)
 {
     size_t i = 0;
 
-    while (i < UNITS - 1 && (ms == 0 || ms % units[i].ms != 0))
+    while (i < UNITS - 1 && ms % units[i].ms != 0)
         i++;
-    buf_putf(out, "%" PRId64 "%s", ms / units[i].ms, units[i].name);
+    if (ms == 0)
+        buf_puts(out, "0");
+    else
+        buf_putf(out, "%" PRId64 "%s", ms / units[i].ms, units[i].name);
 }
 
 /* So many digits; -1: they are not all digits. */
@@ -237,7 +244,8 @@ static bool
 is_duration(const char *setting)
 {
     return setting != NULL &&
-           (strcmp(setting, "dlp.age") == 0 || strcmp(setting, "approvals.lifetime") == 0);
+           (strcmp(setting, "dlp.age") == 0 || strcmp(setting, "approvals.lifetime") == 0 ||
+            strncmp(setting, "retention.", strlen("retention.")) == 0);
 }
 
 /* A setting's value, which is text: durations as people write them. */
