@@ -606,7 +606,8 @@ BEGIN
     ELSIF a ? 'allow_128' AND jsonb_typeof(a -> 'allow_128') <> 'boolean' THEN
         c.why := 'allow_128 is true or false';
         RETURN c;
-    ELSIF a ? 'ciphertext' AND (jsonb_typeof(a -> 'ciphertext') <> 'string' OR a ->> 'ciphertext' !~ '^([0-9a-f]{2}){1,512}$') THEN
+    ELSIF a ? 'ciphertext' AND (jsonb_typeof(a -> 'ciphertext') <> 'string' OR a ->> 'ciphertext' !~ '^([0-9a-f]{2})+$'
+                               OR length(a ->> 'ciphertext') > 1024) THEN
         c.why := 'ciphertext is the main key, encrypted to the public key (RSA-OAEP with SHA-256): hexadecimal, at most 512 bytes';
         RETURN c;
     END IF;
