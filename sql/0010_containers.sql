@@ -1033,7 +1033,7 @@ END $$;
 CREATE FUNCTION recording_gone(m recordings, p_now timestamptz) RETURNS boolean LANGUAGE plpgsql STABLE AS $$
 BEGIN
     -- What a matter holds beyond its time is there, not destroyed.
-    RETURN m.blob IS NULL OR (m.expires_at <= p_now AND hold_of(m.org_id, m.resource_id, m.created_at, p_now) IS NULL);
+    RETURN m.blob IS NULL OR coalesce(m.expires_at <= p_now AND hold_of(m.org_id, m.resource_id, m.created_at, p_now) IS NULL, false);
 END $$;
 COMMENT ON FUNCTION recording_gone IS 'Is a recording destroyed, or past its time?';
 

@@ -56,6 +56,17 @@ plan "channels_check" "SELECT count(*) FROM kms.channels_check(array_fill(md5('o
 plan "channel_delete" "SELECT count(*) FROM kms.channel_delete($one, ARRAY[md5('channel7')::uuid])"
 plan "resource_create" "SELECT count(*) FROM kms.resource_create($one0, ARRAY[jsonb_build_object('keys', jsonb_build_array(md5('new2')::uuid, md5('new3')::uuid),
     'auths', jsonb_build_array(jsonb_build_object('kind', 'user', 'grantee', 'u'), jsonb_build_object('kind', 'resource', 'grantee', md5('resource7')::uuid)))])"
+plan "resource_create, with new keys" "SELECT count(*) FROM kms.resource_create($one0, ARRAY[jsonb_build_object('kind', 'meeting', 'bound_ms', 1000, 'new_keys',
+    jsonb_build_array(jsonb_build_object('id', gen_random_uuid(), 'blob', repeat('01', 61), 'generation', 1)))])"
+plan "resource_keys_create" "SELECT count(*) FROM kms.resource_keys_create($one, '{1}', '{1}', ARRAY[gen_random_uuid()], ARRAY[decode(repeat('01', 61), 'hex')], ARRAY[md5('resource7')::uuid], 1000)"
+recording="jsonb_build_object('resource', md5('resource7')::uuid, 'type', 'recording', 'blob', repeat('01', 61), 'generation', 1, 'iv', repeat('01', 12), 'aad', 'a')"
+record="INSERT INTO kms.recordings SELECT org_id, md5('recording' || i)::uuid, resource_id, 'recording', key_id, 1, blob, '\\x010101010101010101010101', 'a', NULL, NULL, 'x', now(), now() + i * interval '1 s'
+    FROM kms.content_keys, generate_series(1, 20) i WHERE key_id = md5('key7.1')::uuid"
+plan "recording_create" "SELECT count(*) FROM kms.recording_create($one, ARRAY[$recording || jsonb_build_object('id', gen_random_uuid())])"
+plan "recording_get" "$record; SELECT count(*) FROM kms.recording_get($one, ARRAY[jsonb_build_object('recording', md5('recording1')::uuid)])"
+plan "recording_update" "$record; SELECT count(*) FROM kms.recording_update($one, ARRAY[jsonb_build_object('recording', md5('recording1')::uuid, 'loc', 'x')])"
+plan "recordings_list" "$record; SELECT count(*) FROM kms.recordings_list($one, ARRAY[jsonb_build_object('resource', md5('resource7')::uuid, 'max', 100)])"
+plan "recording_delete" "$record; SELECT count(*) FROM kms.recording_delete($one, ARRAY[jsonb_build_object('recording', md5('recording1')::uuid)])"
 plan "resource_get" "SELECT count(*) FROM kms.resource_get($one, ARRAY[jsonb_build_object('resource', md5('resource7')::uuid)])"
 plan "authorizations_create" "SELECT count(*) FROM kms.authorizations_create($one, ARRAY[jsonb_build_object('resource', md5('resource7')::uuid,
     'auths', jsonb_build_array(jsonb_build_object('kind', 'user', 'grantee', 'u')))])"
@@ -63,6 +74,8 @@ plan "authorizations_list" "SELECT count(*) FROM kms.authorizations_list($one, A
 plan "authorizations_delete" "SELECT count(*) FROM kms.authorizations_delete($one, ARRAY[jsonb_build_object('resource', md5('resource7')::uuid,
     'auths', jsonb_build_array(jsonb_build_object('kind', 'user', 'grantee', 'user7@bench.example')))])"
 plan "authorizations_delete, by id" "SELECT count(*) FROM kms.authorizations_delete($one, ARRAY[jsonb_build_object('authorization', md5('authorization7.0')::uuid)])"
+plan "authorizations_delete, with a new key" "INSERT INTO kms.settings VALUES (md5('org')::uuid, 'rotate.removal', 'on', now()); SELECT count(*) FROM kms.authorizations_delete($one,
+    ARRAY[jsonb_build_object('authorization', md5('authorization7.0')::uuid, 'new_key', jsonb_build_object('id', gen_random_uuid(), 'blob', repeat('01', 61), 'generation', 1))])"
 plan "refusals_record" "SELECT kms.refusals_record(ARRAY[gen_random_uuid()], '{NULL}', '{NULL}', '{NULL}', '{NULL}', '{NULL}', '{request}', '{400001}', '{NULL}')"
 plan "orgs_get" "SELECT count(*) FROM kms.orgs_get('{bench,none}')"
 plan "sweep" "UPDATE kms.content_keys SET expires_at = now() WHERE key_id = md5('new4')::uuid; UPDATE kms.resources SET expires_at = now() WHERE resource_id = md5('resource9')::uuid;

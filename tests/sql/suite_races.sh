@@ -156,6 +156,54 @@ race "what a key is being bound to is destroyed" "SELECT race.bind('alice', '{d3
 is "nothing of either is left" "$(sql races -c "SELECT count(*), count(k.blob) FROM kms.content_keys k WHERE resource_id IN ('$r5', '$r6')")" "2|0"
 is "and each is on record" "$(sql races -c "SELECT count(*) FROM kms.entries e CROSS JOIN unnest(e.key_ids) WHERE e.action = 'resource.destroy' AND e.kind = 'operator' AND e.resource_id IN ('$r5', '$r6')")" 2
 
+# Keys that are made against who is taken away, and against each other.
+sql races -c "INSERT INTO kms.settings VALUES (race.id('acme'), 'rotate.removal', 'on', now())"
+r7=$(sql races -c "SELECT race.resource('alice')")
+sql races -c "SELECT race.rotate('alice', '{e0}', '{$r7}')" -c "SELECT race.keys('bob', '{e1,e2}')" >/dev/null
+in="SELECT verdict FROM race.ask('authorizations_create', 'alice', race.users('$r7', 'bob'))"
+out() { echo "SELECT verdict FROM race.ask('authorizations_delete', 'alice', race.users('$r7', 'bob') || jsonb_build_object('new_key', race.new_key('$1')))"; }
+sql races -c "$in" >/dev/null
+race "who is being taken away binds a key" "$(out e3)" "SELECT race.bind('bob', '{e1}', '{$r7}')" 0 403001
+sql races -c "$in" >/dev/null
+race "who has just bound a key is taken away" "SELECT race.bind('bob', '{e1}', '{$r7}')" "$(out e4)" 0 0
+is "the active key is not his" "$(sql races -c "SELECT race.active('$r7', 'e0', 'e1', 'e3', 'e4')")" e4
+sql races -c "$in" >/dev/null
+race "who is being taken away makes a key" "$(out e5)" "SELECT race.rotate('bob', '{e6}', '{$r7}')" 0 403001
+sql races -c "$in" >/dev/null
+race "who has just made a key is taken away" "SELECT race.rotate('bob', '{e6}', '{$r7}')" "$(out e7)" 0 0
+is "the active key is not his either" "$(sql races -c "SELECT race.active('$r7', 'e5', 'e6', 'e7')")" e7
+race "two make a key" "SELECT race.rotate('alice', '{e8}', '{$r7}')" "SELECT race.rotate('alice', '{e9}', '{$r7}')" 0 0
+is "the second is active" "$(sql races -c "SELECT race.active('$r7', 'e8', 'e9')")" e9
+race "an operation beside its own first run: a key is made" "SELECT race.rotate('alice', '{e10}', '{$r7}', 'ro')" "SELECT race.rotate('alice', '{e10}', '{$r7}', 'ro')" 0 0
+is "one entry and one key" "$(sql races -c "SELECT (SELECT count(*) FROM kms.entries WHERE op_id = race.id('ro1')) + (SELECT count(*) FROM kms.content_keys WHERE key_id = race.id('e10'))")" 2
+sql races -c "DELETE FROM kms.settings WHERE name = 'rotate.removal'"
+
+# Recordings against destruction, and against who holds them.
+sql races -c "SELECT race.record('alice', '$r7', v) FROM unnest('{v1,v2}'::text[]) v" >/dev/null
+forget() { echo "SELECT verdict FROM race.ask('recording_delete', 'alice', jsonb_build_object('recording', race.id('$1')))"; }
+race "one recording deleted twice" "$(forget v1)" "$(forget v1)" 0 410001
+race "a recording changed while it is deleted" "$(forget v2)" "SELECT verdict FROM race.ask('recording_update', 'alice', jsonb_build_object('recording', race.id('v2'), 'loc', 'x'))" 0 410001
+is "nothing of it is left" "$(sql races -c "SELECT num_nonnulls(blob, iv, aad, loc, tag) FROM kms.recordings WHERE recording_id = race.id('v2')")" 0
+sql races -c "SELECT race.record('alice', '$r7', 'v3')" >/dev/null
+id=$(propose "'matter.open', race.matter('hold') || '{\"custodians\":[\"alice\"],\"to\":99999999999999}', 2, 3")
+race "a recording deleted while a matter is opened that holds it" "SELECT race.approve('$id', 2)" "$(forget v3)" "0 done" 409002
+close="SELECT race.act('matter.close', jsonb_build_object('matter', '$id'))"
+race "and while it is closed" "$close" "$(forget v3)" 0 0
+id=$(propose "'resource.destroy', jsonb_build_object('resource', '$r7'), 2, 3")
+race "a recording of what is being destroyed" "SELECT race.approve('$id', 2)" "SELECT race.record('alice', '$r7', 'v4')" "0 done" 410001
+
+# An organisation is locked when nobody releases any more.
+r8=$(sql races -c "SELECT race.resource('alice')")
+sql races -c "SELECT race.rotate('alice', '{g1}', '{$r8}')" >/dev/null
+lock="SELECT kms.policy_lock(); UPDATE kms.organisations SET locked = 405005"
+first "SELECT race.get('alice', 'g1')" 2
+second "SET lock_timeout = '100ms'; $lock"
+is "not while a key is released" "$first $second" "0 ERROR:  55P03"
+for what in "race.get('alice', 'g1')" "race.keys('alice', '{g2}')" "race.rotate('alice', '{g3}', '{$r8}')" "race.record('alice', '$r8', 'g4')"; do
+    race "locked beside $what" "$lock" "SELECT $what" "" 405005
+    sql races -c "UPDATE kms.organisations SET locked = 0"
+done
+
 # Services: rules, breadth, proofs and certificates against each other.
 sql races -c "SELECT kms.wrapping_key_add(gen_random_uuid(), kms.nobody(), 1, race.id('root'), race.bytes(40), race.bytes(8), 'keeper')" -c "SELECT race.scanner('walker')" \
     -c "SELECT race.scanner('narrow', 1)" >/dev/null
@@ -224,13 +272,16 @@ sql races -c "SELECT race.keys('alice', ARRAY(SELECT 'x' || i FROM generate_seri
 sql races -c "CREATE TABLE race.spaces AS SELECT i, race.resource('alice') AS id FROM generate_series(1, 6) i"
 cat >"$dir/cross.sql" <<'SQL'
 \set from random(1, 395)
-\set what random(1, 5)
+\set what random(1, 6)
+\set new random(1, 2000000000)
 \if :what <= 2
 SELECT race.bind('alice', ARRAY(SELECT 'x' || i FROM generate_series(:from, :from + 5) i ORDER BY random()), ARRAY(SELECT id FROM race.spaces ORDER BY random()));
 \elif :what = 3
 SELECT verdict FROM race.ask('authorizations_create', 'alice', VARIADIC ARRAY(SELECT race.users(id, 'u' || (random() * 3)::int, 'u' || (random() * 3)::int) FROM race.spaces ORDER BY random()));
 \elif :what = 4
 SELECT verdict FROM race.ask('authorizations_delete', 'alice', VARIADIC ARRAY(SELECT race.users(id, 'u' || (random() * 3)::int) FROM race.spaces ORDER BY random()));
+\elif :what = 5
+SELECT race.rotate('alice', ARRAY(SELECT 'n' || :client_id || '.' || :new || '.' || i FROM race.spaces), ARRAY(SELECT id FROM race.spaces ORDER BY random()));
 \else
 SELECT race.resource('alice', ARRAY(SELECT 'x' || i FROM generate_series(:from, :from + 3) i ORDER BY random()));
 SELECT kms.wraps_add(array_agg(o), array_agg(1), array_agg(1)) FROM (SELECT org_id AS o FROM kms.organisations ORDER BY random()) x;
@@ -244,8 +295,8 @@ is "crossing calls: no deadlock" "$(sql races -c "SELECT deadlocks FROM pg_stat_
 is "no authorisation twice" "$(sql races -c "SELECT count(*) FROM (SELECT FROM kms.authorizations GROUP BY resource_id, grantee HAVING count(*) > 1) x")" 0
 is "every key that an entry says was bound is bound there" "$(sql races -c "
     SELECT count(*) FROM kms.entries e CROSS JOIN unnest(e.key_ids) k JOIN kms.content_keys c ON c.org_id = e.org_id AND c.key_id = k
-     WHERE e.verdict = 0 AND e.action IN ('key.bind', 'resource.create') AND c.resource_id IS DISTINCT FROM e.resource_id")" 0
+     WHERE e.verdict = 0 AND e.action IN ('key.bind', 'resource.create', 'resource.keys.create', 'authorization.delete') AND c.resource_id IS DISTINCT FROM e.resource_id")" 0
 is "every bound key has such an entry" "$(sql races -c "
     SELECT count(*) FROM kms.content_keys c WHERE c.resource_id IS NOT NULL AND NOT EXISTS (SELECT FROM kms.entries e
-     WHERE e.resource_id = c.resource_id AND e.verdict = 0 AND e.action IN ('key.bind', 'resource.create') AND c.key_id = ANY (e.key_ids))")" 0
+     WHERE e.resource_id = c.resource_id AND e.verdict = 0 AND e.action IN ('key.bind', 'resource.create', 'resource.keys.create', 'authorization.delete') AND c.key_id = ANY (e.key_ids))")" 0
 sql postgres -c "DROP DATABASE races"
