@@ -11,7 +11,8 @@ MIGRATIONS = \
 	$(srcdir)/sql/0008_explain.sql \
 	$(srcdir)/sql/0009_lifecycle.sql \
 	$(srcdir)/sql/0010_containers.sql \
-	$(srcdir)/sql/0011_main_keys.sql
+	$(srcdir)/sql/0011_main_keys.sql \
+	$(srcdir)/sql/0012_rotation.sql
 sql_libsql_a_SOURCES = sql/migrate.c sql/migrate.h sql/migrations.h
 nodist_sql_libsql_a_SOURCES = sql/migrations.c
 sql_libsql_a_CFLAGS = $(AM_CFLAGS) $(PQ_CFLAGS)
