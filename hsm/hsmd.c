@@ -89,7 +89,7 @@ static const struct conf_setting settings[] = {
 /* kmsd's sections of the same file. */
 static const char *const others[] = {"kms",   "tls",      "admin",     "database", "token",
                                      "hsm",   "limits",   "lifetimes", "log",      "metrics",
-                                     "audit", "services", NULL};
+                                     "audit", "services", "keys",      NULL};
 
 struct program {
     struct config config;

@@ -7,6 +7,7 @@ KEEPER_SOURCES = \
 	kms/syslog.c kms/syslog.h \
 	kms/config.c kms/config.h \
 	kms/keeper.c kms/keeper.h \
+	kms/mainkey.c kms/mainkey.h \
 	kms/metrics.c kms/metrics.h \
 	kms/revoked.c kms/revoked.h \
 	kms/service_ca.c kms/service_ca.h \

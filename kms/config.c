@@ -155,6 +155,11 @@ static const struct conf_setting settings[] = {
     SECONDS("token", "max_lifetime", max_lifetime, "1d", 0, 3650 * DAY,
         "tokens with more time than this to their end are refused; 0: any"),
 
+    TRUTH("keys", "byok", byok, "yes",
+        "whether customers may bring main keys of their own"),
+    TRUTH("keys", "main_key_128", main_key_128, "no",
+        "whether such a key may have 128 bits; else it must have 256"),
+
     SECONDS("lifetimes", "channel", channel, "1h", MINUTE, 30 * DAY,
         "of an ephemeral key (a channel)"),
     SECONDS("lifetimes", "unbound_key", unbound_key, "1h", MINUTE, 30 * DAY,

@@ -25,6 +25,7 @@
 #include "kms/config.h"
 #include "kms/db.h"
 #include "kms/harden.h"
+#include "kms/mainkey.h"
 #include "kms/metrics.h"
 #include "kms/revoked.h"
 #include "kms/shared.h"
@@ -50,7 +51,9 @@ static const struct db_statement statements[KS_N] = {
     [KS_SWEEP] = {"sweep", "SELECT kms.sweep($1)", 1},
     /* max_age_ms, max_wraps */
     [KS_KEYS_DUE] = {"wrapping_keys_due",
-                     "SELECT org, org_name, generation FROM kms.wrapping_keys_due($1, $2)", 2},
+                     "SELECT org, org_name, generation, parent"
+                     "  FROM kms.wrapping_keys_due($1, $2)",
+                     2},
     /* op, org, generation, root, wrapped, kcv, actor */
     [KS_KEY_ADD] = {"wrapping_key_add",
                     "SELECT verdict, result FROM kms.wrapping_key_add($1, $2, $3, $4, $5, $6, $7)",
@@ -99,6 +102,13 @@ static const struct db_statement statements[KS_N] = {
     /* issuers, serials, source, actor */
     [KS_CERTIFICATES_REVOKED] = {"certificates_revoked",
                                  "SELECT kms.certificates_revoked($1, $2, $3, $4)", 4},
+    /* this keeper, the change up to which it has looked (NULL: none) */
+    [KS_MAIN_KEY_WORK] = {"main_key_work", "SELECT kms.main_key_work($1, $2)", 2},
+    /* org, op, verdict, args */
+    [KS_MAIN_KEY_END] = {"main_key_end", "SELECT kms.main_key_end($1, $2, $3, $4)", 4},
+    /* org, main key */
+    [KS_MAIN_KEY_GONE] = {"main_key_gone", "SELECT kms.main_key_gone($1, $2)", 2},
+    [KS_MAIN_KEYS_LIST] = {"main_keys_list", "SELECT kms.main_keys_list($1)", 1},
 };
 
 static void
@@ -200,6 +210,8 @@ struct rotation {
     struct due {
         struct uuid org;
         int32_t generation; /* the present one */
+        bool has_parent;
+        struct uuid parent; /* a main key that the new one belongs under; else the root */
     } due[];
 };
 
@@ -271,11 +283,18 @@ rotation_made(void *ctx, uint64_t id, int err, const unsigned char root[HSM_ID_L
 static void
 rotation_step(struct keeper *k)
 {
+    const struct due *d = &k->rotation->due[k->rotation->at];
     int r;
 
-    if (k->rotation->at == k->rotation->n)
+    if (k->rotation->at == k->rotation->n) {
         rotation_end(k, NULL);
-    else if ((r = hsm_wrapping_key_new(k->hsm, rotation_made, k, 0)) != KMS_OK)
+        return;
+    }
+    if (d->has_parent)
+        r = hsm_wrapping_key_new_under(k->hsm, d->parent.b, rotation_made, k, 0);
+    else
+        r = hsm_wrapping_key_new(k->hsm, rotation_made, k, 0);
+    if (r != KMS_OK)
         rotation_end(k, kms_strerror(r));
 }
 
@@ -300,6 +319,7 @@ keys_due(void *ctx, int err, const PGresult *res, const char *sqlstate)
             rotation_end(k, "the database's answer is malformed");
             return;
         }
+        r->due[i].has_parent = db_get_uuid(res, i, 3, &r->due[i].parent);
     }
     rotation_step(k);
 }
@@ -753,8 +773,10 @@ keeper_release(struct keeper *k)
     db_free(k->db);
     k->db = NULL; /* calls that end below write no entry any more */
     audit_stop(k->audit);
+    main_keys_stop(k->main_keys);
     revoked_free(k->revoked);
     hsm_free(k->hsm);
+    main_keys_free(k->main_keys);
     audit_free(k->audit);
     admin_free(k->admin);
     free(k->rotation);
@@ -781,7 +803,7 @@ keeper_main(const struct config *cfg, struct shared *sh, int admin_fd, int metri
         (hup = evsignal_new(k.base, SIGHUP, on_hup, &k)) == NULL ||
         (term = evsignal_new(k.base, SIGTERM, on_term, &k)) == NULL || !connect_all(&k) ||
         (k.admin = admin_new(&k, admin_fd)) == NULL || (k.audit = audit_new(&k)) == NULL ||
-        (k.revoked = revoked_new(&k)) == NULL ||
+        (k.revoked = revoked_new(&k)) == NULL || (k.main_keys = main_keys_new(&k)) == NULL ||
         (metrics_fd >= 0 && (k.metrics = metrics_new(&k, metrics_fd)) == NULL)) {
         log_error("the keeper could not start: out of memory", NULL);
         goto out;

@@ -25,6 +25,7 @@ struct event;
 struct event_base;
 struct hsm;
 struct json_t;
+struct main_keys;
 struct metrics;
 struct revoked;
 struct shared;
@@ -69,6 +70,10 @@ enum keeper_statement {
     KS_MATTER_SHOW,
     KS_CANARY_LIST,
     KS_CERTIFICATES_REVOKED,
+    KS_MAIN_KEY_WORK,
+    KS_MAIN_KEY_END,
+    KS_MAIN_KEY_GONE,
+    KS_MAIN_KEYS_LIST,
     KS_N
 };
 
@@ -102,6 +107,7 @@ struct keeper {
     struct audit *audit;
     struct metrics *metrics; /* NULL: off */
     struct revoked *revoked;
+    struct main_keys *main_keys;
 
     enum root_state root;
     struct uuid root_id; /* the active root that the database names; zero: none yet */

@@ -10,6 +10,7 @@ kms_kmsd_SOURCES = \
 	kms/channel.c kms/channel.h \
 	kms/db.c kms/db.h \
 	kms/harden.c kms/harden.h \
+	kms/mainkey_req.c kms/mainkey_req.h \
 	kms/orgs.c kms/orgs.h \
 	kms/post.c kms/post.h \
 	kms/rate.c kms/rate.h \

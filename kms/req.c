@@ -21,6 +21,7 @@
 #include "hsm/log.h"
 #include "kms/answer.h"
 #include "kms/channel.h"
+#include "kms/mainkey_req.h"
 #include "kms/orgs.h"
 #include "kms/post.h"
 #include "kms/rate.h"
@@ -81,11 +82,11 @@ static const struct op {
     [OP_RECORDINGS_LIST] = {SC_RECORDINGS_LIST, SC_NOTHING, true, false, 200, write_recordings},
     [OP_RECORDING_DELETE] = {SC_RECORDING_DELETE, SC_NOTHING, false, false, 200,
                              write_recording_end},
-    [OP_PUBLIC_KEY] = {SC_NOTHING, SC_NOTHING, false, false, 200, write_nothing},
-    [OP_CMK_CREATE] = {SC_NOTHING, SC_NOTHING, false, false, 201, write_nothing},
-    [OP_CMK_LIST] = {SC_NOTHING, SC_NOTHING, false, false, 200, write_nothing},
-    [OP_CMK_UPDATE] = {SC_NOTHING, SC_NOTHING, false, false, 200, write_nothing},
-    [OP_CMK_DELETE] = {SC_NOTHING, SC_NOTHING, false, false, 200, write_nothing},
+    [OP_PUBLIC_KEY] = {SC_MAIN_KEY, SC_NOTHING, false, false, 200, write_public_key},
+    [OP_CMK_CREATE] = {SC_MAIN_KEY, SC_NOTHING, false, false, 201, write_main_key_created},
+    [OP_CMK_LIST] = {SC_MAIN_KEY, SC_NOTHING, false, false, 200, write_main_keys},
+    [OP_CMK_UPDATE] = {SC_MAIN_KEY, SC_NOTHING, false, false, 200, write_main_keys},
+    [OP_CMK_DELETE] = {SC_MAIN_KEY, SC_NOTHING, false, false, 200, write_main_keys},
 };
 
 static enum state_call
@@ -562,6 +563,8 @@ req_admit(struct req *rq)
     const struct config *cfg = rq->w->cfg;
     const struct channel_owner *owner = rq->channel != NULL ? &rq->channel->owner : NULL;
     char name[2 * JWT_SUBJECT_MAX + 2];
+    const char *why;
+    int code;
 
     /* A channel belongs to whom it was made for (protocol section 3). */
     if (owner != NULL && (owner->kind != rq->kind || strcmp(owner->org_name, rq->who.org) != 0 ||
@@ -584,6 +587,8 @@ req_admit(struct req *rq)
         rq->msg.on_behalf_of = NULL;
     if (rq->msg.on_behalf_of != NULL && rq->msg.method != KMS_RETRIEVE)
         return refuse(rq, KMS_CODE_ROLE, "onBehalfOf is for retrieving only");
+    if (main_key_asked(rq) && (code = main_key_admit(rq, &why)) != KMS_CODE_OK)
+        return refuse(rq, code, why);
     if (rq->msg.op == OP_RESOURCE_CREATE && rq->msg.zero_trust &&
         (rq->msg.count > 0 || rq->msg.n_keys > 0))
         return refuse(rq, KMS_CODE_ZERO_TRUST, NULL);
@@ -828,6 +833,11 @@ state_judged(struct req *rq, int verdict)
                  verdict, "peer", rq->peer->address, NULL);
         return refuse(rq, verdict, rq->why_owned);
     }
+    if (main_key_asked(rq) && main_key_waits(rq)) {
+        if (main_key_wait(rq))
+            return STEP_WAIT;
+        return req_end(rq, REQ_UNKNOWN);
+    }
     switch (rq->msg.op) {
     case OP_CHANNEL_CREATE:
         count_add(CT_CHANNELS_CREATED, 1);
@@ -861,6 +871,13 @@ state_judged(struct req *rq, int verdict)
 void
 req_state_done(struct req *rq, int err, int verdict)
 {
+    /* A keeper may be doing it: so whatever became of this question, only the answer to the next
+     * one tells. */
+    if (err != KMS_OK && rq->waits && rq->state == REQ_STATE) {
+        if (main_key_too_late(rq) || !main_key_wait(rq))
+            req_end(rq, REQ_UNKNOWN);
+        return;
+    }
     if (err == KMS_ERR_TIMEOUT && rq->state != REQ_ALIVE) {
         req_end(rq, REQ_UNKNOWN);
         return;

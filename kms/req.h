@@ -151,6 +151,7 @@ struct req {
 
     unsigned waiting; /* items that hsmd owes */
     int failed;       /* the first of their errors */
+    bool waits;       /* a keeper works for it (kms/mainkey_req.h) */
     int tries;        /* of REQ_ORG, after a stale wrapping key */
     int code;         /* KMS_CODE_OK, or the errorCode to refuse with */
     const char *why;  /* static text, or NULL */

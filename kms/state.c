@@ -14,6 +14,7 @@
 
 #include "hsm/log.h"
 #include "kms/channel.h"
+#include "kms/mainkey_req.h"
 #include "kms/req.h"
 #include "kms/service.h"
 #include "kms/worker.h"
@@ -105,6 +106,8 @@ const struct db_statement state_statements[SC_STATEMENTS] = {
     [SC_RECORDINGS_LIST] = {"recordings_list",
                             "SELECT n, verdict, result FROM kms.recordings_list(" COMMON ", $6)",
                             6},
+    [SC_MAIN_KEY] = {"main_key_act",
+                     "SELECT n, verdict, result FROM kms.main_key_act(" COMMON ", $6)", 6},
     [SC_RECORDING_DELETE] = {"recording_delete",
                              "SELECT n, verdict, result FROM kms.recording_delete(" COMMON ", $6)",
                              6},
@@ -489,6 +492,27 @@ put_cold(struct batch *b, struct db_params *p)
     EACH(p, DB_JSONB, put_args(p, rq));
 }
 
+static void
+put_main_key_args(struct db_params *p, const struct req *rq)
+{
+    struct buf text = BUF_INIT;
+    json_t *args = main_key_args(rq);
+
+    if (args == NULL || kms_json_put(&text, args) != KMS_OK)
+        p->err = KMS_ERR_NOMEM;
+    else
+        db_put_json(p, buf_str(&text), text.len);
+    json_decref(args);
+    buf_release(&text);
+}
+
+static void
+put_main_key(struct batch *b, struct db_params *p)
+{
+    put_common(b, p);
+    EACH(p, DB_JSONB, put_main_key_args(p, rq));
+}
+
 /* Who asked, as far as that is known. */
 static const char *
 refused_subject(const struct req *rq)
@@ -674,6 +698,7 @@ static const struct {
     [SC_RECORDING_GET] = {put_cold, row_result, true},
     [SC_RECORDINGS_LIST] = {put_cold, row_result, true},
     [SC_RECORDING_DELETE] = {put_cold, row_result, true},
+    [SC_MAIN_KEY] = {put_main_key, row_result, true},
     [SC_SERVICE_CHANNEL_CREATE] = {put_service_channel_create, row_service_channel, false},
     [SC_SERVICE_RELEASE] = {put_service_release, row_service, true},
     [SC_REFUSALS_RECORD] = {put_refusals, NULL, false},

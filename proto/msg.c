@@ -149,6 +149,8 @@ static const struct {
     {KMS_CODE_RATE, "There are too many requests; wait and send fewer"},
     {KMS_CODE_RESET, "The channel is not known any more; drop it and its unbound keys and create a "
                      "new one"},
+    {KMS_CODE_NO_BYOK, "This server does not support customer main keys"},
+    {KMS_CODE_HSM_SILENT, "The HSM has not done it; nothing was changed"},
     {KMS_CODE_OVERLOADED, "The server is overloaded; try again later"},
     {KMS_CODE_HSM, "The hardware security module does not answer; try again later"},
     {KMS_CODE_DATABASE, "The database does not answer; try again later"},

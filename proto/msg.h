@@ -53,6 +53,8 @@ enum kms_code {
     KMS_CODE_TOO_LARGE = 413001,
     KMS_CODE_RATE = 429001,
     KMS_CODE_RESET = 499001,
+    KMS_CODE_NO_BYOK = 501001,
+    KMS_CODE_HSM_SILENT = 502001, /* what was asked for needs the HSM, which did not do it */
     KMS_CODE_OVERLOADED = 503001,
     KMS_CODE_HSM = 503002,
     KMS_CODE_DATABASE = 503003,

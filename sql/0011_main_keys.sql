@@ -405,7 +405,13 @@ BEGIN
     PERFORM policy_lock();
     PERFORM FROM organisations o WHERE o.org_id = org FOR NO KEY UPDATE;
     SELECT x.* INTO j FROM main_key_jobs x WHERE x.org_id = org AND x.op_id = op FOR UPDATE;
-    IF NOT FOUND THEN
+    IF NOT FOUND AND EXISTS (SELECT FROM entries e WHERE e.org_id = org AND e.op_id = op AND e.verdict = 0) THEN
+        PERFORM touch_fence();      -- this is its second run
+        RETURN 0;
+    ELSIF NOT FOUND THEN
+        -- What it may have put into the HSM since it was given up has to leave it.
+        UPDATE main_keys m SET destroyed_at = NULL
+         WHERE m.org_id = org AND m.main_key_id = arg_uuid(args -> 'main_key') AND m.state = 'IMPORTING';
         RETURN 404001;
     ELSIF verdict <> 0 THEN
         PERFORM main_key_close(j, verdict, jsonb_build_object('why', args -> 'why')

@@ -224,6 +224,14 @@ SELECT is((pg_temp.cmk('cmk.create', '{"ciphertext":"aaee"}', op => 'late')).ver
 SELECT is(pg_temp.finish_jobs(), 1, 'and the next one done');
 SELECT is(pg_temp.ends(jsonb_build_object('org', pg_temp.id('acme'), 'op', pg_temp.id('late')), '{}'), 404001, 'there is no such job any more');
 
+UPDATE kms.main_keys SET destroyed_at = now() WHERE state = 'IMPORTING';
+SELECT is(pg_temp.work() -> 'destroy', '[]', 'what was given up is out of the HSM');
+UPDATE kms.main_keys SET state_at = state_at - interval '1 minute' WHERE state = 'IMPORTING';
+SELECT is(pg_temp.ends(jsonb_build_object('org', pg_temp.id('acme'), 'op', pg_temp.id('late')),
+              (SELECT jsonb_build_object('main_key', main_key_id) FROM kms.main_keys WHERE state = 'IMPORTING' ORDER BY created_at DESC LIMIT 1)), 404001, 'until it is imported late');
+SELECT is(jsonb_array_length(pg_temp.work() -> 'destroy'), 1, 'then it goes again');
+SELECT is(pg_temp.ends(jsonb_build_object('org', pg_temp.id('acme'), 'op', pg_temp.id('second')), '{"kcv":"00"}'), 0, 'a job that was done may be ended again');
+
 -- Officers: two open, one closes.
 CREATE FUNCTION pg_temp.arg(VARIADIC more text[] DEFAULT '{}') RETURNS jsonb LANGUAGE sql AS $$ SELECT '{"org":"acme"}'::jsonb || jsonb_object(more) $$;
 SELECT is((pg_temp.act('cmk.paint', pg_temp.arg())).verdict, 400002, 'no such action');
