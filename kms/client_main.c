@@ -1,6 +1,7 @@
 /*
  * client_main.c - kms-client: the KMS protocol from a shell.
  */
+#include <ctype.h>
 #include <errno.h>
 #include <getopt.h>
 #include <openssl/err.h>
@@ -17,6 +18,8 @@
 
 #include "kms/client.h"
 #include "kms/mint.h"
+#include "kms/scr.h"
+#include "proto/b64.h"
 #include "proto/buf.h"
 #include "proto/err.h"
 #include "proto/json.h"
@@ -26,6 +29,8 @@
 
 #define SECRET_HEAP (64 * 1024)
 #define LIST_MAX    KMS_LIST_MAX
+#define FILE_MAX                                                                                   \
+    (UINT64_C(1) << 30) /* a recording's file, which is held in memory until it is genuine */
 
 /* The exit statuses; see the man page. */
 enum { EXIT_OK = 0, EXIT_REFUSED = 1, EXIT_USAGE = 2, EXIT_TROUBLE = 3 };
@@ -54,6 +59,10 @@ enum option_id {
     OPT_BOUND_AFTER,
     OPT_BOUND_BEFORE,
     OPT_KIND,
+    OPT_SECURITY,
+    OPT_TYPE,
+    OPT_LOC,
+    OPT_TAG,
     OPT_PURPOSE,
     OPT_MATTER,
     OPT_CURSOR,
@@ -172,6 +181,8 @@ print_value(const char *name, const json_t *value)
         printf("%-16s %s\n", name, json_is_true(value) ? "true" : "false");
     else if (json_is_object(value) && json_is_string(json_object_get(value, "name")))
         printf("%-16s %s\n", name, json_string_value(json_object_get(value, "name")));
+    else if (json_is_object(value) && json_is_string(json_object_get(value, "uri")))
+        printf("%-16s %s\n", name, json_string_value(json_object_get(value, "uri")));
 }
 
 /* A key, a resource, ...; one line for each member that is no key material. */
@@ -184,7 +195,7 @@ print_object(const json_t *object)
 
     json_object_foreach((json_t *)(uintptr_t)object, name, value)
     {
-        if (strcmp(name, "jwk") == 0 || strcmp(name, "jwe") == 0)
+        if (strcmp(name, "jwk") == 0 || strcmp(name, "jwe") == 0 || strcmp(name, "message") == 0)
             continue;
         print_value(name, value);
         json_array_foreach(value, i, item) print_value(name, item);
@@ -468,6 +479,8 @@ run_resource_create(struct args *a)
     set_int(request, a, OPT_TTL, "ttl", a->ttl);
     set_int(request, a, OPT_ANONYMOUS, "anonymous", a->anonymous);
     set_text(request, a, OPT_KIND, "kind");
+    set_text(request, a, OPT_SECURITY, "security");
+    set_int(request, a, OPT_COUNT, "count", a->count);
     return ask(a, request, "resource");
 }
 
@@ -482,6 +495,15 @@ static json_t *
 make_sub_request(const char *method, const char *resource, const char *sub)
 {
     return json_pack("{s:s,s:s++}", "method", method, "uri", resource, "/", sub);
+}
+
+static int
+run_resource_rotate(struct args *a)
+{
+    json_t *request = make_sub_request("create", a->words[0], "keys");
+
+    json_object_set_new(request, "count", json_integer(a->given & BIT(OPT_COUNT) ? a->count : 1));
+    return ask(a, request, "keys");
 }
 
 static int
@@ -682,6 +704,222 @@ out:
     return r;
 }
 
+/* Recordings. */
+
+static int
+run_recording_create(struct args *a)
+{
+    json_t *request = make_sub_request("create", a->words[0], "recordings");
+
+    json_object_set_new(request, "type",
+                        json_string(a->given & BIT(OPT_TYPE) ? a->text[OPT_TYPE] : "recording"));
+    set_text(request, a, OPT_LOC, "loc");
+    return ask(a, request, "recording");
+}
+
+static int
+run_recording_update(struct args *a)
+{
+    json_t *request = make_request("update", a->words[0]);
+
+    set_text(request, a, OPT_LOC, "loc");
+    set_text(request, a, OPT_TAG, "tag");
+    return ask(a, request, "recording");
+}
+
+static int
+run_recording_show(struct args *a)
+{
+    return ask(a, make_request("retrieve", a->words[0]), "recording");
+}
+
+static int
+run_recording_list(struct args *a)
+{
+    return ask(a, make_sub_request("retrieve", a->words[0], "recordings"), "recordings");
+}
+
+static int
+run_recording_delete(struct args *a)
+{
+    return ask(a, make_request("delete", a->words[0]), "recording");
+}
+
+/* What a recording's message holds: with the container's key that it names. */
+static int
+open_message(struct args *a, const json_t *recording, struct scr *scr)
+{
+    const char *text = json_string_value(json_object_get(recording, "message"));
+    const char *uri = json_string_value(json_object_get(recording, "keyUri"));
+    struct buf plain = BUF_INIT;
+    struct secret *key = NULL;
+    struct jwe jwe;
+    int r;
+
+    if (text == NULL || uri == NULL || jwe_parse(&jwe, text, strlen(text)) != KMS_OK ||
+        jwe.alg != JWE_DIR || strcmp(jwe.kid, uri) != 0) {
+        complain("the answer has no message, or not to the key that it names");
+        return EXIT_TROUBLE;
+    }
+    if ((r = client_get_key(a->client, uri, NULL, NULL, &key)) != KMS_OK) {
+        r = report(a, r);
+    } else if (jwe_open(&jwe, key->b, &plain) != KMS_OK) {
+        complain("the message is not genuine, or of another key");
+        r = EXIT_TROUBLE;
+    } else if ((r = scr_parse(scr, buf_str(&plain), plain.len)) != KMS_OK) {
+        complain("the message holds no Secure Content Resource: %s", kms_strerror(r));
+        r = EXIT_TROUBLE;
+    }
+    secret_free(key);
+    buf_release(&plain);
+    return r;
+}
+
+static int
+get_recording(struct args *a, struct scr *scr)
+{
+    json_t *request = make_request("retrieve", a->words[0]), *answer = NULL;
+    int r;
+
+    if (request == NULL) {
+        complain("out of memory");
+        return EXIT_TROUBLE;
+    }
+    if ((r = client_call(a->client, request, &answer)) != KMS_OK)
+        r = report(a, r);
+    else
+        r = open_message(a, json_object_get(answer, "recording"), scr);
+    json_decref(request);
+    json_decref(answer);
+    return r;
+}
+
+/* The path of a file: URL of this machine (RFC 8089).  False: it is none. */
+static bool
+file_path(struct buf *out, const char *url)
+{
+    static const char *const prefixes[] = {"file:///", "file://localhost/", "file:/"};
+    const char *p = NULL;
+    size_t i;
+
+    for (i = 0; i < sizeof(prefixes) / sizeof(prefixes[0]) && p == NULL; i++)
+        if (strncmp(url, prefixes[i], strlen(prefixes[i])) == 0)
+            p = url + strlen(prefixes[i]) - 1;
+    if (p == NULL)
+        return false;
+    for (; *p != '\0'; p++) {
+        char hex[3] = {0};
+        char c = *p;
+
+        if (c == '?' || c == '#')
+            return false;
+        if (c == '%') {
+            if (!isxdigit((unsigned char)p[1]) || !isxdigit((unsigned char)p[2]))
+                return false;
+            memcpy(hex, p + 1, 2);
+            c = (char)strtol(hex, NULL, 16);
+            p += 2;
+        }
+        if (c == '\0' || buf_putc(out, c) != KMS_OK)
+            return false;
+    }
+    return true;
+}
+
+/* The file's plaintext comes out when all of it is known to be genuine, not before. */
+static int
+run_recording_open(struct args *a)
+{
+    struct buf path = BUF_INIT, file = BUF_INIT;
+    const char *name = a->n_words > 1 ? a->words[1] : NULL;
+    struct scr scr = {0};
+    int r;
+
+    if ((r = get_recording(a, &scr)) != EXIT_OK)
+        goto out;
+    if (!scr.has_tag) {
+        complain("the recording has no file yet");
+        r = EXIT_USAGE;
+        goto out;
+    }
+    if (name == NULL) {
+        if (!file_path(&path, buf_str(&scr.loc))) {
+            complain("its file is at \"%s\": fetch it, and name the copy", buf_str(&scr.loc));
+            r = EXIT_USAGE;
+            goto out;
+        }
+        name = buf_str(&path);
+    }
+    if ((r = read_all(name, FILE_MAX, &file)) != KMS_OK) {
+        r = cannot_read(name, r);
+    } else if (scr_open(&scr, file.data, file.len) != KMS_OK) {
+        complain("%s: not the file of this recording, or changed", name);
+        r = EXIT_TROUBLE;
+    } else {
+        fwrite(file.data, 1, file.len, stdout);
+    }
+out:
+    scr_release(&scr);
+    buf_release(&path);
+    buf_release(&file);
+    return r;
+}
+
+/* Tells the server of a file that was made. */
+static int
+put_tag(struct args *a, const struct scr *scr)
+{
+    json_t *request = make_request("update", a->words[0]), *answer = NULL;
+    char tag[B64URL_LEN(SCR_TAG_LEN) + 1] = {0};
+    int r;
+
+    b64url_encode(tag, scr->tag, SCR_TAG_LEN);
+    if (json_object_set_new(request, "tag", json_string(tag)) != 0) {
+        json_decref(request);
+        complain("out of memory");
+        return EXIT_TROUBLE;
+    }
+    set_text(request, a, OPT_LOC, "loc");
+    if ((r = client_call(a->client, request, &answer)) != KMS_OK)
+        r = report(a, r);
+    json_decref(request);
+    json_decref(answer);
+    return r;
+}
+
+/* As a recorder does: the encrypted file comes out, and the server learns its tag. */
+static int
+run_recording_seal(struct args *a)
+{
+    const char *name = a->n_words > 1 ? a->words[1] : NULL;
+    struct buf file = BUF_INIT;
+    struct scr scr = {0};
+    int r;
+
+    if ((r = read_all(name, FILE_MAX, &file)) != KMS_OK) {
+        r = cannot_read(name, r);
+        goto out;
+    }
+    if ((r = get_recording(a, &scr)) != EXIT_OK)
+        goto out;
+    if (scr.has_tag) {
+        complain("the recording has its file already; a second one under the same key and iv would "
+                 "give both away: make a new recording");
+        r = EXIT_USAGE;
+    } else if ((r = scr_seal(&scr, file.data, file.len)) != KMS_OK) {
+        complain("cannot encrypt: %s", kms_strerror(r));
+        r = EXIT_TROUBLE;
+    } else if (fwrite(file.data, 1, file.len, stdout) != file.len || fflush(stdout) != 0) {
+        r = EXIT_TROUBLE; /* main says why; and there is no file to tell of */
+    } else {
+        r = put_tag(a, &scr);
+    }
+out:
+    scr_release(&scr);
+    buf_release(&file);
+    return r;
+}
+
 /* The value of an option, else of the environment, else fallback (NULL: there must be one). */
 static const char *
 setting(const struct args *a, enum option_id id, const char *env, const char *fallback)
@@ -748,10 +986,14 @@ static const struct command commands[] = {
     {"key", "bind", 2, 2, OUTPUT, run_key_bind,
      "key bind KEY RESOURCE", "bind a key to a resource"},
     {"resource", "create", 0, 0,
-     OUTPUT | BIT(OPT_AUTH_ID) | BIT(OPT_KEY_URI) | BIT(OPT_TTL) | BIT(OPT_ANONYMOUS) | BIT(OPT_KIND),
+     OUTPUT | BIT(OPT_AUTH_ID) | BIT(OPT_KEY_URI) | BIT(OPT_TTL) | BIT(OPT_ANONYMOUS) | BIT(OPT_KIND) |
+     BIT(OPT_SECURITY) | BIT(OPT_COUNT),
      run_resource_create,
-     "resource create [--auth-id ID]... [--key-uri KEY]... [--ttl SECONDS] [--anonymous N] [--kind KIND]",
-     "make a resource, authorise others, bind keys"},
+     "resource create [--auth-id ID]... [--key-uri KEY]... [--ttl SECONDS] [--anonymous N]\n"
+     "        [--kind KIND] [--security standard|zero-trust] [--count N]",
+     "make a resource, authorise others, bind keys or make new ones"},
+    {"resource", "rotate", 1, 1, OUTPUT | BIT(OPT_COUNT), run_resource_rotate,
+     "resource rotate RESOURCE [--count N]", "make new keys for a resource: the newest is the active one"},
     {"resource", "show", 1, 1, OUTPUT, run_resource_show,
      "resource show RESOURCE", "retrieve a resource"},
     {"resource", "keys", 1, 1,
@@ -772,6 +1014,21 @@ static const struct command commands[] = {
      "resource revoke RESOURCE ID...", "take authorisations away"},
     {"authorizations", NULL, 1, 2, OUTPUT, run_authorizations,
      "authorizations RESOURCE [ID]", "list who is authorised"},
+    {"recording", "create", 1, 1, OUTPUT | BIT(OPT_TYPE) | BIT(OPT_LOC), run_recording_create,
+     "recording create RESOURCE [--type recording|transcript] [--loc URI]",
+     "make a recording of a container, with a key of its own"},
+    {"recording", "update", 1, 1, OUTPUT | BIT(OPT_LOC) | BIT(OPT_TAG), run_recording_update,
+     "recording update RECORDING [--loc URI] [--tag TAG]", "say where its file is, and what its tag is"},
+    {"recording", "show", 1, 1, OUTPUT, run_recording_show,
+     "recording show RECORDING", "retrieve a recording (with --json its message, too)"},
+    {"recording", "list", 1, 1, OUTPUT, run_recording_list,
+     "recording list RESOURCE", "retrieve the recordings of a container"},
+    {"recording", "delete", 1, 1, OUTPUT, run_recording_delete,
+     "recording delete RECORDING", "destroy a recording's key"},
+    {"recording", "seal", 1, 2, COMMON | BIT(OPT_LOC), run_recording_seal,
+     "recording seal RECORDING [FILE] [--loc URI]", "encrypt a file, or standard input, as the recording"},
+    {"recording", "open", 1, 2, COMMON, run_recording_open,
+     "recording open RECORDING [FILE]", "decrypt a recording's file, or this copy of it"},
     {"encrypt", NULL, 1, 2, COMMON, run_encrypt,
      "encrypt KEY [FILE]", "make a compact JWE of a file or of standard input"},
     {"decrypt", NULL, 0, 1, COMMON | SERVICE | BIT(OPT_KEY_URI), run_decrypt,
@@ -807,6 +1064,10 @@ static const struct option options[] = {
     {"bound-after", required_argument, NULL, OPT_BOUND_AFTER},
     {"bound-before", required_argument, NULL, OPT_BOUND_BEFORE},
     {"kind", required_argument, NULL, OPT_KIND},
+    {"security", required_argument, NULL, OPT_SECURITY},
+    {"type", required_argument, NULL, OPT_TYPE},
+    {"loc", required_argument, NULL, OPT_LOC},
+    {"tag", required_argument, NULL, OPT_TAG},
     {"purpose", required_argument, NULL, OPT_PURPOSE},
     {"matter", required_argument, NULL, OPT_MATTER},
     {"cursor", required_argument, NULL, OPT_CURSOR},

@@ -6,6 +6,7 @@ EXTRA_DIST += \
 	tests/clients/archiver.test.mjs \
 	tests/clients/authorizations.test.mjs \
 	tests/clients/channel.test.mjs \
+	tests/clients/containers.test.mjs \
 	tests/clients/http.test.mjs \
 	tests/clients/keys.test.mjs \
 	tests/clients/log.test.mjs \
@@ -21,6 +22,7 @@ EXTRA_DIST += \
 	tests/clients/lib/webex.mjs \
 	tests/clients/package-lock.json \
 	tests/clients/package.json \
+	tests/clients/recordings.test.mjs \
 	tests/clients/restart.test.mjs \
 	tests/clients/run.sh \
 	tests/clients/sdk.test.mjs \
