@@ -337,9 +337,15 @@ COMMENT ON FUNCTION refusals_record IS 'Records what was refused before the stat
 
 -- ---------------------------------------------------------------------------------------------------- matters
 
-CREATE FUNCTION matter_holds(m matters, p_now timestamptz) RETURNS boolean LANGUAGE sql STABLE
-RETURN m.state = 'open' AND m.approved_at IS NOT NULL AND m.expires_at > p_now
-   AND m.text_sha256 = sha256(convert_to(matter_text(m), 'UTF8'));
+CREATE FUNCTION matter_holds(m matters, p_now timestamptz) RETURNS boolean
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, kms, pg_temp AS $$
+BEGIN
+    -- What approves a matter has its id: one that says it is open while that still waits, or was refused, is not.
+    RETURN m.state = 'open' AND m.approved_at IS NOT NULL AND m.expires_at > p_now
+       AND m.text_sha256 = sha256(convert_to(matter_text(m), 'UTF8'))
+       AND NOT EXISTS (SELECT FROM approvals a
+                        WHERE a.org_id = m.org_id AND a.approval_id = m.matter_id AND a.state <> 'done');
+END $$;
 COMMENT ON FUNCTION matter_holds IS 'Open, approved, not expired, and still the text that was approved';
 
 CREATE FUNCTION officer_matter(p_org uuid, p_user text, p_kind text, p_bound timestamptz, p_now timestamptz,
@@ -367,6 +373,10 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION officer_matter IS
     'Under which matter an officer may ask as this user, the one that expires last; NULL: needs none here, nil: none covers it';
+
+CREATE FUNCTION officer_why() RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN 'the organisation requires an open matter that covers this for onBehalfOf, and there is none';
+COMMENT ON FUNCTION officer_why IS 'Why an officer is refused with 403007';
 
 -- ---------------------------------------------------------------------------------------------------- breadth
 
@@ -1140,10 +1150,11 @@ BEGIN
     ), recorded AS (
         -- With pseudonyms from the channel's row, so that the trigger has nothing to do.
         INSERT INTO entries (org_id, at, op_id, verdict, action, kind, subject, on_behalf, client_id, person, client,
-                             channel_id, resource_id, key_ids, path, request_id, matter_id)
+                             channel_id, resource_id, key_ids, path, request_id, matter_id, detail)
         SELECT j.org, v_now, j.op, j.verdict, 'key.get', j.kind, CASE WHEN j.person IS NULL THEN j.subject END, j.behalf,
                CASE WHEN j.client_pseudonym IS NULL THEN j.client END, j.person, j.client_pseudonym, j.channel,
-               j.resource_id, ARRAY[j.key], j.path, j.request, CASE WHEN j.verdict = 0 THEN j.matter END
+               j.resource_id, ARRAY[j.key], j.path, j.request, CASE WHEN j.verdict = 0 THEN j.matter END,
+               CASE WHEN j.verdict = 403007 THEN jsonb_build_object('why', officer_why()) END
           FROM judged j
          ORDER BY j.n
             ON CONFLICT (org_id, op_id) DO NOTHING
@@ -1240,7 +1251,8 @@ BEGIN
             END IF;
             PERFORM record_entry(orgs[i], ops[i], 'resource.keys', v_verdict, v_caller.kind, v_caller.subject,
                 nullif(behalf[i], v_caller.subject), clients[i], channels[i], resources[i], v_keys, v_path, requests[i],
-                NULL, NULL, CASE WHEN v_verdict = 0 THEN v_matter.matter_id END);
+                CASE WHEN v_verdict = 403007 THEN jsonb_build_object('why', officer_why()) END, NULL,
+                CASE WHEN v_verdict = 0 THEN v_matter.matter_id END);
         END IF;
         IF v_verdict = 0 AND v_keys IS NOT NULL THEN
             -- A key swept since is not in the answer, though it is in the record: the safe side.
@@ -1390,7 +1402,9 @@ BEGIN
                 WHEN 'channel.delete' THEN o := do_channel_delete(c);
                 WHEN 'resource.releases' THEN o := do_resource_releases(c);
             END CASE;
-            IF o.verdict = 0 AND o.behalf IS NOT NULL THEN
+            IF o.verdict = 403007 THEN
+                o.result := jsonb_build_object('why', officer_why());
+            ELSIF o.verdict = 0 AND o.behalf IS NOT NULL THEN
                 v_matter := officer_matter(orgs[i], o.behalf, (SELECT r.kind FROM resources r
                     WHERE r.org_id = orgs[i] AND r.resource_id = o.resource), NULL, v_now);
             END IF;
