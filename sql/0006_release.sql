@@ -1503,23 +1503,26 @@ BEGIN
         RETURN jsonb_build_object('channels', 0, 'unbound_keys', 0, 'resources', 0, 'keys', 0, 'proofs', 0);
     END IF;
 
-    -- Ten minutes late, so that a slow answer still finds the channel that it goes to.
-    DELETE FROM channels c USING (
+    -- What is due is a CTE each time: a subquery with LIMIT and FOR UPDATE may be run again and again by a join, and then takes
+    -- more than a batch.
+    -- Channels ten minutes late, so that a slow answer still finds the channel that it goes to.
+    WITH due AS MATERIALIZED (
         SELECT x.org_id, x.channel_id FROM channels x WHERE x.expires_at < v_now - interval '10 minutes'
-         ORDER BY x.expires_at LIMIT batch FOR UPDATE SKIP LOCKED) d
-     WHERE c.org_id = d.org_id AND c.channel_id = d.channel_id;
+         ORDER BY x.expires_at LIMIT batch FOR UPDATE SKIP LOCKED)
+    DELETE FROM channels c USING due d WHERE c.org_id = d.org_id AND c.channel_id = d.channel_id;
     GET DIAGNOSTICS v_channels = ROW_COUNT;
-    DELETE FROM service_proofs p USING (
+    WITH due AS MATERIALIZED (
         SELECT x.org_id, x.jti_hash FROM service_proofs x WHERE x.expires_at < v_now
-         ORDER BY x.expires_at LIMIT batch FOR UPDATE SKIP LOCKED) d
-     WHERE p.org_id = d.org_id AND p.jti_hash = d.jti_hash;
+         ORDER BY x.expires_at LIMIT batch FOR UPDATE SKIP LOCKED)
+    DELETE FROM service_proofs p USING due d WHERE p.org_id = d.org_id AND p.jti_hash = d.jti_hash;
     GET DIAGNOSTICS v_proofs = ROW_COUNT;
-    DELETE FROM service_seen s USING (
+    WITH due AS MATERIALIZED (
         SELECT x.org_id, x.service, x.resource_id FROM service_seen x WHERE x.seen_at < v_now - interval '2 hours'
-         ORDER BY x.seen_at LIMIT batch FOR UPDATE SKIP LOCKED) d
+         ORDER BY x.seen_at LIMIT batch FOR UPDATE SKIP LOCKED)
+    DELETE FROM service_seen s USING due d
      WHERE s.org_id = d.org_id AND s.service = d.service AND s.resource_id = d.resource_id;
 
-    WITH due AS (
+    WITH due AS MATERIALIZED (
         SELECT x.org_id, x.key_id FROM content_keys x WHERE x.resource_id IS NULL AND x.expires_at <= v_now
          ORDER BY x.expires_at LIMIT batch FOR UPDATE SKIP LOCKED
     ), gone AS (
@@ -1538,12 +1541,13 @@ BEGIN
          WHERE r.destroyed_at IS NULL AND r.expires_at IS NOT NULL AND r.expires_at <= v_now
          ORDER BY r.expires_at LIMIT batch FOR UPDATE SKIP LOCKED
     LOOP
-        WITH gone AS (
+        WITH due AS MATERIALIZED (
+            SELECT x.key_id FROM content_keys x
+             WHERE x.org_id = v_due.org_id AND x.resource_id = v_due.resource_id AND x.blob IS NOT NULL
+             ORDER BY x.key_id LIMIT batch - v_keys FOR UPDATE
+        ), gone AS (
             UPDATE content_keys k SET blob = NULL, destroyed_at = v_now
-             WHERE k.org_id = v_due.org_id AND k.key_id IN (
-                   SELECT x.key_id FROM content_keys x
-                    WHERE x.org_id = v_due.org_id AND x.resource_id = v_due.resource_id AND x.blob IS NOT NULL
-                    ORDER BY x.key_id LIMIT batch - v_keys FOR UPDATE)
+              FROM due d WHERE k.org_id = v_due.org_id AND k.key_id = d.key_id
             RETURNING k.key_id)
         SELECT array_agg(g.key_id ORDER BY g.key_id) INTO v_destroyed FROM gone g;
         v_keys := v_keys + coalesce(cardinality(v_destroyed), 0);
