@@ -761,7 +761,7 @@ static const struct {
     {'f', "  --follow       go on with new entries as they are made"},
     {'k', "  --key KEY      the log's verifier key (kmsctl audit key), or a file with it"},
     {'c', "  --checkpoint FILE  one that was kept elsewhere: the log must continue it"},
-    {'o', "  --out FILE     where to write it; default: standard output"},
+    {'o', "  --out FILE     where to write it, of a report a directory; default: standard output"},
     {'i', "  --identity URI the SAN URI of the service's certificates"},
     {'p', "  --purpose P    indexing, dlp, ediscovery, archival, transcoding; several: P,P"},
     {'g', "  --org NAME     an organisation that it may see; several: NAME,NAME"},

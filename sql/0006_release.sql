@@ -337,9 +337,15 @@ COMMENT ON FUNCTION refusals_record IS 'Records what was refused before the stat
 
 -- ---------------------------------------------------------------------------------------------------- matters
 
-CREATE FUNCTION matter_holds(m matters, p_now timestamptz) RETURNS boolean LANGUAGE sql STABLE
-RETURN m.state = 'open' AND m.approved_at IS NOT NULL AND m.expires_at > p_now
-   AND m.text_sha256 = sha256(convert_to(matter_text(m), 'UTF8'));
+CREATE FUNCTION matter_holds(m matters, p_now timestamptz) RETURNS boolean
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, kms, pg_temp AS $$
+BEGIN
+    -- What approves a matter has its id: one that says it is open while that still waits, or was refused, is not.
+    RETURN m.state = 'open' AND m.approved_at IS NOT NULL AND m.expires_at > p_now
+       AND m.text_sha256 = sha256(convert_to(matter_text(m), 'UTF8'))
+       AND NOT EXISTS (SELECT FROM approvals a
+                        WHERE a.org_id = m.org_id AND a.approval_id = m.matter_id AND a.state <> 'done');
+END $$;
 COMMENT ON FUNCTION matter_holds IS 'Open, approved, not expired, and still the text that was approved';
 
 CREATE FUNCTION officer_matter(p_org uuid, p_user text, p_kind text, p_bound timestamptz, p_now timestamptz,
@@ -367,6 +373,10 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION officer_matter IS
     'Under which matter an officer may ask as this user, the one that expires last; NULL: needs none here, nil: none covers it';
+
+CREATE FUNCTION officer_why() RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN 'the organisation requires an open matter that covers this for onBehalfOf, and there is none';
+COMMENT ON FUNCTION officer_why IS 'Why an officer is refused with 403007';
 
 -- ---------------------------------------------------------------------------------------------------- breadth
 
@@ -675,11 +685,8 @@ BEGIN
                         v_resources := v_resources[:v_at];
                     END IF;
                 END IF;
-                INSERT INTO service_seen AS e (org_id, service, resource_id, seen_at)
-                SELECT DISTINCT u.org, s.service, u.resource, p_now FROM unnest(v_key_orgs, v_resources) AS u(org, resource)
-                 ORDER BY u.org, u.resource
-                    ON CONFLICT (org_id, service, resource_id) DO UPDATE SET seen_at = excluded.seen_at
-                       WHERE e.seen_at <= excluded.seen_at - interval '5 minutes';
+                PERFORM note_seen(v_key_orgs, array_fill(s.service, ARRAY[cardinality(v_keys)]), v_resources, p_now)
+                  WHERE cardinality(v_keys) > 0;
             END IF;
         END IF;
 
@@ -736,6 +743,57 @@ BEGIN
         v_purpose, v_matter, NULL, v_cursor, v_why)::service_released;
 END $$;
 COMMENT ON FUNCTION service_walk IS 'service_release for one request that may have many keys';
+
+-- What only some requests need is asked by functions of its own: each table in a statement costs all calls of it time.
+CREATE FUNCTION seen_at(p_org uuid, p_service text, p_resource uuid) RETURNS timestamptz LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN (SELECT s.seen_at FROM service_seen s
+             WHERE s.org_id = p_org AND s.service = p_service AND s.resource_id = p_resource);
+END $$;
+COMMENT ON FUNCTION seen_at IS 'When a service with a breadth last got a key of this resource, to five minutes';
+
+CREATE FUNCTION note_seen(p_orgs uuid[], p_services text[], p_resources uuid[], p_now timestamptz) RETURNS integer
+LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO service_seen AS s (org_id, service, resource_id, seen_at)
+    SELECT DISTINCT u.org, u.service, u.resource, p_now FROM unnest(p_orgs, p_services, p_resources) AS u(org, service, resource)
+     ORDER BY u.org, u.service, u.resource
+        ON CONFLICT (org_id, service, resource_id) DO UPDATE SET seen_at = excluded.seen_at
+           WHERE s.seen_at <= excluded.seen_at - interval '5 minutes';
+    RETURN cardinality(p_orgs);
+END $$;
+COMMENT ON FUNCTION note_seen IS 'Notes that services with a breadth get keys of these resources';
+
+CREATE FUNCTION dlp_since(p_org uuid, p_now timestamptz) RETURNS timestamptz LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN p_now - setting(p_org, 'dlp.age')::bigint * interval '1 millisecond';
+END $$;
+COMMENT ON FUNCTION dlp_since IS 'The oldest binding that dlp may see';
+
+CREATE FUNCTION service_key(p_service text) RETURNS jsonb LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN (SELECT s.public_key FROM services s WHERE s.org_id = nobody() AND s.service = p_service);
+END $$;
+COMMENT ON FUNCTION service_key IS 'What a service''s keys are to be encrypted to; NULL: they are not';
+
+CREATE FUNCTION matter_held(p_org uuid, p_matter uuid, p_now timestamptz) RETURNS boolean LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN (SELECT matter_holds(m, p_now) FROM matters m WHERE m.org_id = p_org AND m.matter_id = p_matter);
+END $$;
+COMMENT ON FUNCTION matter_held IS 'matter_holds, of a matter by its id';
+
+CREATE FUNCTION matter_reason(p_org uuid, p_matter uuid, p_resource uuid, p_kind text, p_bound timestamptz) RETURNS integer
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN (SELECT CASE WHEN (p_kind = ANY (m.kinds) AND EXISTS (
+                                  SELECT FROM authorizations a
+                                   WHERE a.org_id = p_org AND a.resource_id = p_resource AND a.kind = 'user'
+                                     AND a.grantee = ANY (m.custodians))) IS NOT TRUE THEN 13
+                        WHEN (p_bound >= m.window_from AND p_bound < m.window_to) IS NOT TRUE THEN 14
+                        ELSE 0 END
+              FROM matters m WHERE m.org_id = p_org AND m.matter_id = p_matter);
+END $$;
+COMMENT ON FUNCTION matter_reason IS 'Why a matter does not cover this key; 0: it does';
 
 -- The usual case, single keys, is one statement and no loop, as keys_release is.  What services, organisations and matters
 -- say is looked up once for all items that share them.
@@ -797,9 +855,7 @@ BEGIN
                    k.resource_id, r.kind,
                    -- No look at it for who has no breadth.
                    w.breadth > 0 AS limited,
-                   CASE WHEN w.breadth > 0 THEN
-                       (SELECT x.seen_at FROM service_seen x
-                         WHERE x.org_id = k.org_id AND x.service = w.service AND x.resource_id = k.resource_id) END AS seen_at,
+                   CASE WHEN w.breadth > 0 THEN seen_at(k.org_id, w.service, k.resource_id) END AS seen_at,
                    r.destroyed_at IS NOT NULL OR r.expires_at <= v_now OR k.blob IS NULL AS gone
               FROM unnest(ops, channels, requests, targets, purposes, matters) WITH ORDINALITY
                    AS i(op, channel, request, key, purpose, matter, n)
@@ -813,9 +869,7 @@ BEGIN
                     WHERE x.org_id = k.org_id AND x.resource_id = k.resource_id LIMIT 1) r ON true
         ), rules AS MATERIALIZED (
             SELECT d.org_id, d.service, d.purpose, o.state, g.service IS NOT NULL AS served, p.enabled,
-                   CASE WHEN d.purpose = 'dlp' THEN
-                       v_now - coalesce((SELECT x.value FROM settings x WHERE x.org_id = d.org_id AND x.name = 'dlp.age'),
-                                        setting_default('dlp.age'))::bigint * interval '1 millisecond' END AS since
+                   CASE WHEN d.purpose = 'dlp' THEN dlp_since(d.org_id, v_now) END AS since
               FROM (SELECT DISTINCT f.org_id, f.service, f.purpose FROM found f
                      WHERE f.org_id IS NOT NULL AND f.service IS NOT NULL AND f.purpose IS NOT NULL) d
              CROSS JOIN LATERAL (SELECT x.state FROM organisations x WHERE x.org_id = d.org_id LIMIT 1) o
@@ -824,9 +878,8 @@ BEGIN
               LEFT JOIN LATERAL (
                    SELECT x.enabled FROM purposes x WHERE x.org_id = d.org_id AND x.purpose = d.purpose LIMIT 1) p ON true
         ), held AS MATERIALIZED (
-            SELECT m.org_id, m.matter_id, m.custodians, m.kinds, m.window_from, m.window_to, matter_holds(m::matters, v_now) AS holds
+            SELECT d.org_id, d.matter, matter_held(d.org_id, d.matter, v_now) AS holds
               FROM (SELECT DISTINCT f.org_id, f.matter FROM found f WHERE f.matter IS NOT NULL AND f.org_id IS NOT NULL) d
-             CROSS JOIN LATERAL (SELECT * FROM matters x WHERE x.org_id = d.org_id AND x.matter_id = d.matter LIMIT 1) AS m
         ), judged AS MATERIALIZED (
             SELECT f.n, f.op, f.channel, f.request, f.key, f.purpose, f.matter, f.service, w.client, w.public_key, f.org_id,
                    f.key_id, f.blob, f.generation, f.creator, f.client_id, f.created_at, f.expires_at, f.bound_at, f.resource_id,
@@ -844,12 +897,7 @@ BEGIN
                         WHEN u.state <> 'active' THEN 10
                         WHEN f.purpose = 'ediscovery' AND f.matter IS NULL THEN 11
                         WHEN f.purpose = 'ediscovery' AND h.holds IS NOT TRUE THEN 12
-                        WHEN f.purpose = 'ediscovery' AND (f.kind = ANY (h.kinds) AND EXISTS (
-                                 SELECT FROM authorizations a
-                                  WHERE a.org_id = f.org_id AND a.resource_id = f.resource_id AND a.kind = 'user'
-                                    AND a.grantee = ANY (h.custodians))) IS NOT TRUE THEN 13
-                        WHEN f.purpose = 'ediscovery' AND (f.bound_at >= h.window_from AND f.bound_at < h.window_to) IS NOT TRUE
-                            THEN 14
+                        WHEN f.purpose = 'ediscovery' AND c.reason <> 0 THEN c.reason
                         WHEN f.purpose = 'dlp' AND f.bound_at < u.since THEN 15
                         WHEN f.resource_id IS NULL THEN 16
                         WHEN f.gone THEN 17
@@ -858,7 +906,10 @@ BEGIN
               FROM found f
               LEFT JOIN who w ON w.channel = f.channel
               LEFT JOIN rules u ON u.org_id = f.org_id AND u.service = f.service AND u.purpose = f.purpose
-              LEFT JOIN held h ON h.org_id = f.org_id AND h.matter_id = f.matter
+              LEFT JOIN held h ON h.org_id = f.org_id AND h.matter = f.matter
+             CROSS JOIN LATERAL (
+                   SELECT CASE WHEN h.holds THEN matter_reason(f.org_id, f.matter, f.resource_id, f.kind, f.bound_at) END AS reason
+                   OFFSET 0) c
         ), go AS MATERIALIZED (
             -- Who would see a resource that is new to him must be counted first: then nothing is done yet.
             SELECT v_sure OR NOT EXISTS (SELECT FROM judged j WHERE j.reason = 0 AND j.unseen) AS yes
@@ -878,13 +929,9 @@ BEGIN
         ), fenced AS (
             UPDATE fence SET touched = touched + 1
              WHERE org_id = nobody() AND (SELECT g.yes FROM go g) AND (SELECT count(*) FROM recorded) < cardinality(ops)
-        ), charged AS (
-            INSERT INTO service_seen AS s (org_id, service, resource_id, seen_at)
-            SELECT DISTINCT j.org_id, j.service, j.resource_id, v_now FROM judged j
-             WHERE j.reason = 0 AND j.note AND (SELECT g.yes FROM go g)
-             ORDER BY j.org_id, j.service, j.resource_id
-                ON CONFLICT (org_id, service, resource_id) DO UPDATE SET seen_at = excluded.seen_at
-                   WHERE s.seen_at < excluded.seen_at
+        ), noted AS (
+            SELECT note_seen(array_agg(j.org_id), array_agg(j.service), array_agg(j.resource_id), v_now) AS n FROM judged j
+             WHERE j.reason = 0 AND j.note AND (SELECT g.yes FROM go g) HAVING count(*) > 0
         ), answered AS (
             -- What was run before is answered as its record says, whatever has changed since.
             SELECT j.n, j.org_id, j.key_id, j.blob, j.generation, j.creator, j.client_id, j.created_at, j.expires_at,
@@ -892,7 +939,7 @@ BEGIN
                    -- Its channel may be gone by now, but not whom it was and how he gets his keys.
                    CASE WHEN (x.e).op_id IS NULL THEN j.service ELSE (x.e).subject END AS service,
                    CASE WHEN (x.e).op_id IS NULL THEN j.public_key
-                        ELSE (SELECT s.public_key FROM services s WHERE s.org_id = nobody() AND s.service = (x.e).subject)
+                        ELSE service_key((x.e).subject)
                    END AS public_key,
                    CASE WHEN (x.e).op_id IS NULL THEN release_code(j.reason)
                         WHEN (x.e).verdict = 0 AND j.blob IS NULL THEN 410001 ELSE (x.e).verdict END AS verdict,
@@ -902,7 +949,7 @@ BEGIN
                    SELECT CASE WHEN (SELECT count(*) FROM recorded) < cardinality(ops)
                                THEN first_run(coalesce(j.org_id, nobody()), j.op, 'key.get', j.channel, NULL, ARRAY[j.key])
                           END AS e OFFSET 0) x
-             WHERE (SELECT g.yes FROM go g)
+             WHERE (SELECT g.yes FROM go g) AND (SELECT count(*) FROM noted) >= 0    -- what nobody reads is not run
         )
         SELECT j.n, j.verdict, w.key_id, w.blob, w.generation, w.root_id, w.wrapped, w.org_id, w.creator, w.client_id,
                ms(w.created_at), ms(w.expires_at), ms(w.bound_at), w.resource_id, j.service, j.purpose, j.matter,
@@ -1140,10 +1187,11 @@ BEGIN
     ), recorded AS (
         -- With pseudonyms from the channel's row, so that the trigger has nothing to do.
         INSERT INTO entries (org_id, at, op_id, verdict, action, kind, subject, on_behalf, client_id, person, client,
-                             channel_id, resource_id, key_ids, path, request_id, matter_id)
+                             channel_id, resource_id, key_ids, path, request_id, matter_id, detail)
         SELECT j.org, v_now, j.op, j.verdict, 'key.get', j.kind, CASE WHEN j.person IS NULL THEN j.subject END, j.behalf,
                CASE WHEN j.client_pseudonym IS NULL THEN j.client END, j.person, j.client_pseudonym, j.channel,
-               j.resource_id, ARRAY[j.key], j.path, j.request, CASE WHEN j.verdict = 0 THEN j.matter END
+               j.resource_id, ARRAY[j.key], j.path, j.request, CASE WHEN j.verdict = 0 THEN j.matter END,
+               CASE WHEN j.verdict = 403007 THEN jsonb_build_object('why', officer_why()) END
           FROM judged j
          ORDER BY j.n
             ON CONFLICT (org_id, op_id) DO NOTHING
@@ -1240,7 +1288,8 @@ BEGIN
             END IF;
             PERFORM record_entry(orgs[i], ops[i], 'resource.keys', v_verdict, v_caller.kind, v_caller.subject,
                 nullif(behalf[i], v_caller.subject), clients[i], channels[i], resources[i], v_keys, v_path, requests[i],
-                NULL, NULL, CASE WHEN v_verdict = 0 THEN v_matter.matter_id END);
+                CASE WHEN v_verdict = 403007 THEN jsonb_build_object('why', officer_why()) END, NULL,
+                CASE WHEN v_verdict = 0 THEN v_matter.matter_id END);
         END IF;
         IF v_verdict = 0 AND v_keys IS NOT NULL THEN
             -- A key swept since is not in the answer, though it is in the record: the safe side.
@@ -1390,7 +1439,9 @@ BEGIN
                 WHEN 'channel.delete' THEN o := do_channel_delete(c);
                 WHEN 'resource.releases' THEN o := do_resource_releases(c);
             END CASE;
-            IF o.verdict = 0 AND o.behalf IS NOT NULL THEN
+            IF o.verdict = 403007 THEN
+                o.result := jsonb_build_object('why', officer_why());
+            ELSIF o.verdict = 0 AND o.behalf IS NOT NULL THEN
                 v_matter := officer_matter(orgs[i], o.behalf, (SELECT r.kind FROM resources r
                     WHERE r.org_id = orgs[i] AND r.resource_id = o.resource), NULL, v_now);
             END IF;
@@ -1489,23 +1540,26 @@ BEGIN
         RETURN jsonb_build_object('channels', 0, 'unbound_keys', 0, 'resources', 0, 'keys', 0, 'proofs', 0);
     END IF;
 
-    -- Ten minutes late, so that a slow answer still finds the channel that it goes to.
-    DELETE FROM channels c USING (
+    -- What is due is a CTE each time: a subquery with LIMIT and FOR UPDATE may be run again and again by a join, and then takes
+    -- more than a batch.
+    -- Channels ten minutes late, so that a slow answer still finds the channel that it goes to.
+    WITH due AS MATERIALIZED (
         SELECT x.org_id, x.channel_id FROM channels x WHERE x.expires_at < v_now - interval '10 minutes'
-         ORDER BY x.expires_at LIMIT batch FOR UPDATE SKIP LOCKED) d
-     WHERE c.org_id = d.org_id AND c.channel_id = d.channel_id;
+         ORDER BY x.expires_at LIMIT batch FOR UPDATE SKIP LOCKED)
+    DELETE FROM channels c USING due d WHERE c.org_id = d.org_id AND c.channel_id = d.channel_id;
     GET DIAGNOSTICS v_channels = ROW_COUNT;
-    DELETE FROM service_proofs p USING (
+    WITH due AS MATERIALIZED (
         SELECT x.org_id, x.jti_hash FROM service_proofs x WHERE x.expires_at < v_now
-         ORDER BY x.expires_at LIMIT batch FOR UPDATE SKIP LOCKED) d
-     WHERE p.org_id = d.org_id AND p.jti_hash = d.jti_hash;
+         ORDER BY x.expires_at LIMIT batch FOR UPDATE SKIP LOCKED)
+    DELETE FROM service_proofs p USING due d WHERE p.org_id = d.org_id AND p.jti_hash = d.jti_hash;
     GET DIAGNOSTICS v_proofs = ROW_COUNT;
-    DELETE FROM service_seen s USING (
+    WITH due AS MATERIALIZED (
         SELECT x.org_id, x.service, x.resource_id FROM service_seen x WHERE x.seen_at < v_now - interval '2 hours'
-         ORDER BY x.seen_at LIMIT batch FOR UPDATE SKIP LOCKED) d
+         ORDER BY x.seen_at LIMIT batch FOR UPDATE SKIP LOCKED)
+    DELETE FROM service_seen s USING due d
      WHERE s.org_id = d.org_id AND s.service = d.service AND s.resource_id = d.resource_id;
 
-    WITH due AS (
+    WITH due AS MATERIALIZED (
         SELECT x.org_id, x.key_id FROM content_keys x WHERE x.resource_id IS NULL AND x.expires_at <= v_now
          ORDER BY x.expires_at LIMIT batch FOR UPDATE SKIP LOCKED
     ), gone AS (
@@ -1524,12 +1578,13 @@ BEGIN
          WHERE r.destroyed_at IS NULL AND r.expires_at IS NOT NULL AND r.expires_at <= v_now
          ORDER BY r.expires_at LIMIT batch FOR UPDATE SKIP LOCKED
     LOOP
-        WITH gone AS (
+        WITH due AS MATERIALIZED (
+            SELECT x.key_id FROM content_keys x
+             WHERE x.org_id = v_due.org_id AND x.resource_id = v_due.resource_id AND x.blob IS NOT NULL
+             ORDER BY x.key_id LIMIT batch - v_keys FOR UPDATE
+        ), gone AS (
             UPDATE content_keys k SET blob = NULL, destroyed_at = v_now
-             WHERE k.org_id = v_due.org_id AND k.key_id IN (
-                   SELECT x.key_id FROM content_keys x
-                    WHERE x.org_id = v_due.org_id AND x.resource_id = v_due.resource_id AND x.blob IS NOT NULL
-                    ORDER BY x.key_id LIMIT batch - v_keys FOR UPDATE)
+              FROM due d WHERE k.org_id = v_due.org_id AND k.key_id = d.key_id
             RETURNING k.key_id)
         SELECT array_agg(g.key_id ORDER BY g.key_id) INTO v_destroyed FROM gone g;
         v_keys := v_keys + coalesce(cardinality(v_destroyed), 0);

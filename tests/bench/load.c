@@ -2,19 +2,27 @@
  * load.c - a load on a running server, for tests/bench/run.sh: how many messages a second come back
  * right.
  *
- *   load --url U --domain D --ca FILE --token-key FILE --token-kid K --issuer I --audience A --org
- * O
- *        --mode release|create|channel|idle [--connections C] [--messages M] [--seconds S] [--keys
- * N]
+ *   load --url U --domain D --ca FILE --token-key FILE --token-kid K --issuer I --audience A
+ *        --org O --mode release|create|channel|idle|service
+ *        [--connections C] [--messages M] [--seconds S] [--keys N] [--cert FILE --key FILE]
  *
  * Everything that costs the client is done before the clock starts: the POSTs are sealed ahead and
  * sent round and round (the protocol has no replay rule for requests), one process a connection.
  * Afterwards each process opens its last answer and checks that every message in it succeeded;
  * counts are of messages whose HTTP answer was 200.  Prints one line: "messages/s N".
+ *
+ * The mode service compares the same release to a user and to a service (--cert and --key, of one
+ * that may have the organisation's spaces for indexing): the same keys, over the same connections
+ * with the same workers (a bearer makes a user of who has a certificate), turn by turn in rounds of
+ * S seconds for each, R rounds (--rounds), so that whatever else the machine does meets both alike.
+ * Connections are made anew for each round, as workers are not all the same.  Prints "user/s N",
+ * "service/s N" (medians) and "service.cost R", the median of what it cost in each round as a
+ * multiple.
  */
 #include <errno.h>
 #include <getopt.h>
 #include <jansson.h>
+#include <limits.h>
 #include <openssl/evp.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -38,26 +46,36 @@
 #include "proto/kdf.h"
 #include "proto/secret.h"
 
-#define BODIES 64 /* different POSTs that a connection sends round and round */
+#define BODIES     64 /* different POSTs that a connection sends round and round */
+#define ROUNDS_MAX 1000
 
 static struct {
-    const char *url, *domain, *ca, *mode;
+    const char *url, *domain, *ca, *mode, *cert, *key, *pids;
     struct mint mint;
-    int connections, messages, seconds, keys;
-} opt = {.mode = "release", .connections = 4, .messages = 50, .seconds = 5, .keys = 1000};
+    int connections, messages, keys, rounds;
+    double seconds;
+} opt = {
+    .mode = "release", .connections = 4, .messages = 50, .seconds = 5, .keys = 1000, .rounds = 7};
 
 /* What the processes share. */
 static struct board {
     atomic_int ready, go, failed;
     atomic_llong done;
+    /* Of the mode service: turns that were begun (go) and ended; how many have ended theirs. */
+    atomic_int stop, ended;
 } * board;
 
 static struct https *http;
 static EVP_PKEY *server_key;
 static char server_kid[512];
 static struct buf token = BUF_INIT;
-static struct secret *channel_key;
-static char channel_uri[256];
+
+/* Whose channel it is. */
+static struct who {
+    bool service;
+    struct secret *key;
+    char uri[256];
+} user, service = {.service = true}, *who = &user;
 
 static void
 die(const char *what, int err)
@@ -82,6 +100,8 @@ connect_server(void)
 {
     int r = https_new(&http, opt.url, opt.ca, 30);
 
+    if (r == KMS_OK && opt.cert != NULL)
+        r = https_set_certificate(http, opt.cert, opt.key);
     if (r != KMS_OK)
         die(https_error(http), r);
 }
@@ -135,9 +155,9 @@ request(const char *method, const char *uri)
     char id[32];
 
     snprintf(id, sizeof(id), "bench-%d", ++n);
-    return json_pack("{s:{s:s, s:{s:s}}, s:s, s:s, s:s}", "client", "clientId", "bench",
-                     "credential", "bearer", buf_str(&token), "method", method, "uri", uri,
-                     "requestId", id);
+    return json_pack("{s:{s:s, s:o}, s:s, s:s, s:s}", "client", "clientId", "bench", "credential",
+                     who->service ? json_object() : json_pack("{s:s}", "bearer", buf_str(&token)),
+                     "method", method, "uri", uri, "requestId", id);
 }
 
 /* The compact text of an ephemeral key request for a fresh pair. */
@@ -164,7 +184,7 @@ seal(struct buf *out, json_t *q)
     int r;
 
     if ((r = kms_json_put(&plain, q)) != KMS_OK ||
-        (r = jwe_seal_dir(out, channel_uri, channel_key->b, plain.data, plain.len)) != KMS_OK)
+        (r = jwe_seal_dir(out, who->uri, who->key->b, plain.data, plain.len)) != KMS_OK)
         die("sealing", r);
     json_decref(q);
     buf_release(&plain);
@@ -187,7 +207,7 @@ open_answer(const char *text)
     int r;
 
     if (jwe_parse(&jwe, text, strlen(text)) == KMS_OK)
-        r = jwe_open(&jwe, channel_key->b, &plain);
+        r = jwe_open(&jwe, who->key->b, &plain);
     else if ((r = jws_parse(&jws, text, strlen(text))) == KMS_OK &&
              (r = jws_verify(&jws, server_key)) == KMS_OK)
         r = jws_payload(&jws, &plain);
@@ -239,9 +259,9 @@ open_channel(void)
     answer = open_answer(json_string_value(json_array_get(json_object_get(j, "kmsMessages"), 0)));
     if ((r = jwk_get_p256(&peer, json_object_get(json_object_get(answer, "key"), "jwk"))) !=
             KMS_OK ||
-        (r = ecdh_channel_key(&channel_key, pair, peer)) != KMS_OK)
+        (r = ecdh_channel_key(&who->key, pair, peer)) != KMS_OK)
         die("no channel key", r);
-    snprintf(channel_uri, sizeof(channel_uri), "%s",
+    snprintf(who->uri, sizeof(who->uri), "%s",
              json_string_value(json_object_get(json_object_get(answer, "key"), "uri")));
     json_decref(answer);
     json_decref(j);
@@ -250,9 +270,9 @@ open_channel(void)
     buf_release(&body);
 }
 
-/* Bound keys for the mode release: resources of 100 keys each. */
+/* Bound keys, in resources of so many each. */
 static char **
-make_keys(int n)
+make_keys(int n, int each)
 {
     char **uris = calloc((size_t)n, sizeof(*uris));
     int have = 0;
@@ -261,7 +281,7 @@ make_keys(int n)
     while (have < n) {
         json_t *q = request("create", "/keys"), *a, *k, *list = json_array();
 
-        json_object_set_new(q, "count", json_integer(100));
+        json_object_set_new(q, "count", json_integer(each));
         a = call(q);
         json_array_foreach(json_object_get(a, "keys"), i, k)
         {
@@ -299,7 +319,10 @@ build(struct buf bodies[BODIES], char **uris)
                 json_object_set_new(q, "count", json_integer(10));
                 seal(&bodies[b], q);
             } else {
-                seal(&bodies[b], request("retrieve", uris[random() % opt.keys]));
+                q = request("retrieve", uris[random() % opt.keys]);
+                if (who->service)
+                    json_object_set_new(q, "purpose", json_string("indexing"));
+                seal(&bodies[b], q);
             }
             buf_putc(&bodies[b], '"');
         }
@@ -307,17 +330,49 @@ build(struct buf bodies[BODIES], char **uris)
     }
 }
 
+/* One POST, whose answer is left in answer. */
+static void
+send_one(const struct buf *body, struct buf *answer)
+{
+    int status, r;
+
+    buf_reset(answer);
+    r = https_exchange(http, "POST", "/encryption/api/v1/kms/messages", body->data, body->len,
+                       &status, answer);
+    if (r != KMS_OK)
+        die(https_error(http), r);
+    if (status != 200)
+        die("HTTP did not answer 200", KMS_ERR_STATE);
+}
+
+/* Every message of an answer is there and a success. */
+static void
+check_answers(const struct buf *answer)
+{
+    json_t *j = NULL;
+    const json_t *m;
+    size_t k;
+    int r;
+
+    if ((r = kms_json_parse(&j, buf_str(answer), answer->len)) != KMS_OK)
+        die("the answer is no JSON", r);
+    json_array_foreach(json_object_get(j, "kmsMessages"), k, m)
+    {
+        json_decref(open_answer(json_string_value(m)));
+    }
+    if (k != (size_t)opt.messages)
+        die("answers are missing", KMS_ERR_PROTOCOL);
+    json_decref(j);
+}
+
 /* One connection: warm up, wait for the others, send until the time is over. */
 static void
 run(int number, char **uris)
 {
     struct buf bodies[BODIES] = {0}, answer = BUF_INIT;
-    json_t *j = NULL;
-    const json_t *m;
     double end;
     long long done = 0;
-    size_t k;
-    int i, status, r;
+    int i, status;
 
     srandom((unsigned)number + 1);
     connect_server();
@@ -328,24 +383,146 @@ run(int number, char **uris)
         usleep(1000);
     end = now() + opt.seconds;
     for (i = 0; now() < end; i = (i + 1) % BODIES) {
-        buf_reset(&answer);
-        r = https_exchange(http, "POST", "/encryption/api/v1/kms/messages", bodies[i].data,
-                           bodies[i].len, &status, &answer);
-        if (r != KMS_OK)
-            die(https_error(http), r);
-        if (status != 200)
-            die("HTTP did not answer 200", KMS_ERR_STATE);
+        send_one(&bodies[i], &answer);
         done += opt.messages;
     }
     atomic_fetch_add(&board->done, done);
-    if ((r = kms_json_parse(&j, buf_str(&answer), answer.len)) != KMS_OK)
-        die("the answer is no JSON", r);
-    json_array_foreach(json_object_get(j, "kmsMessages"), k, m)
-    {
-        json_decref(open_answer(json_string_value(m)));
+    check_answers(&answer);
+}
+
+/* --- a service beside a user --- */
+
+static struct who *const both[] = {&user, &service};
+
+/* Whose turn it is; each goes first as often as the other. */
+static int
+whose(int turn)
+{
+    return (turn / 2 + turn) % 2;
+}
+
+/* One connection: takes each turn as the parent calls it, two to a round. */
+static void
+take_turns(int number, char **uris)
+{
+    struct buf bodies[2][BODIES] = {0}, answer[2] = {BUF_INIT, BUF_INIT};
+    int status, k;
+
+    for (k = 0; k < 2; k++) {
+        who = both[k];
+        srandom((unsigned)number + 1); /* the same keys in the same order */
+        build(bodies[k], uris);
     }
-    if (k != (size_t)opt.messages)
-        die("answers are missing", KMS_ERR_PROTOCOL);
+    for (int turn = 0; turn < 2 * opt.rounds; turn++) {
+        if (turn % 2 == 0) {
+            if (turn > 0)
+                https_free(http);
+            connect_server();
+            for (k = 0; k < 2; k++)
+                json_decref(post(buf_str(&bodies[k][0]), bodies[k][0].len, &status));
+        }
+        k = whose(turn);
+        atomic_fetch_add(&board->ready, 1);
+        while (atomic_load(&board->go) <= turn)
+            usleep(200);
+        for (int i = 0; atomic_load(&board->stop) <= turn; i = (i + 1) % BODIES) {
+            send_one(&bodies[k][i], &answer[k]);
+            atomic_fetch_add(&board->done, opt.messages);
+        }
+        atomic_fetch_add(&board->ended, 1);
+    }
+    for (k = 0; k < 2; k++) {
+        who = both[k];
+        check_answers(&answer[k]);
+    }
+}
+
+static void
+wait_for(atomic_int *count, int until)
+{
+    while (atomic_load(count) < until && !atomic_load(&board->failed))
+        usleep(200);
+}
+
+static int
+by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+
+    return (x > y) - (x < y);
+}
+
+static double
+median(double *list, int n)
+{
+    qsort(list, (size_t)n, sizeof(*list), by_value);
+    return (list[(n - 1) / 2] + list[n / 2]) / 2;
+}
+
+/* Seconds of processor that the server's processes (--pids) have had so far. */
+static double
+server_cpu(void)
+{
+    const char *p = opt.pids;
+    double sum = 0;
+
+    while (p != NULL && *p != '\0') {
+        char path[64], *end;
+        long pid = strtol(p, &end, 10);
+        unsigned long long ns;
+        FILE *f;
+
+        snprintf(path, sizeof(path), "/proc/%ld/schedstat", pid);
+        if ((f = fopen(path, "re")) != NULL) {
+            if (fscanf(f, "%llu", &ns) == 1)
+                sum += (double)ns / 1e9;
+            fclose(f);
+        }
+        p = *end != '\0' ? end + 1 : end;
+    }
+    return sum;
+}
+
+/* Calls the turns, and prints what came of them. */
+static void
+call_turns(void)
+{
+    double rate[2][ROUNDS_MAX], cpu[2][ROUNDS_MAX], cost[ROUNDS_MAX];
+
+    for (int turn = 0; turn < 2 * opt.rounds; turn++) {
+        long long before, done;
+        double start, used;
+        int k = whose(turn);
+
+        wait_for(&board->ready, (turn + 1) * opt.connections);
+        before = atomic_load(&board->done);
+        used = server_cpu();
+        start = now();
+        atomic_store(&board->go, turn + 1);
+        usleep((useconds_t)(opt.seconds * 1e6));
+        atomic_store(&board->stop, turn + 1);
+        wait_for(&board->ended, (turn + 1) * opt.connections);
+        done = atomic_load(&board->done) - before;
+        rate[k][turn / 2] = (double)done / (now() - start);
+        cpu[k][turn / 2] = (server_cpu() - used) / (double)done;
+        if (atomic_load(&board->failed)) {
+            atomic_store(&board->stop, INT_MAX);
+            atomic_store(&board->go, INT_MAX);
+            return;
+        }
+    }
+    for (int i = 0; i < opt.rounds; i++)
+        cost[i] = rate[0][i] / rate[1][i];
+    printf("user/s %.0f\n", median(rate[0], opt.rounds));
+    printf("service/s %.0f\n", median(rate[1], opt.rounds));
+    printf("service.cost %.2f\n", median(cost, opt.rounds));
+    if (opt.pids == NULL)
+        return;
+    for (int i = 0; i < opt.rounds; i++)
+        cost[i] = cpu[1][i] / cpu[0][i];
+    printf("user.us %.0f\n", median(cpu[0], opt.rounds) * 1e6);
+    printf("service.us %.0f\n", median(cpu[1], opt.rounds) * 1e6);
+    printf("service.cpu %.2f\n", median(cost, opt.rounds));
 }
 
 /* Holds idle connections while the reader of our output measures the server. */
@@ -366,7 +543,7 @@ idle(void)
     }
     printf("idle %d\n", opt.connections);
     fflush(stdout);
-    sleep((unsigned)opt.seconds);
+    usleep((useconds_t)(opt.seconds * 1e6));
 }
 
 static void
@@ -377,7 +554,8 @@ options(int argc, char **argv)
         {"token-key", 1, NULL, 'k'},   {"token-kid", 1, NULL, 'K'}, {"issuer", 1, NULL, 'i'},
         {"audience", 1, NULL, 'A'},    {"org", 1, NULL, 'o'},       {"mode", 1, NULL, 'm'},
         {"connections", 1, NULL, 'c'}, {"messages", 1, NULL, 'n'},  {"seconds", 1, NULL, 's'},
-        {"keys", 1, NULL, 'N'},        {NULL, 0, NULL, 0},
+        {"keys", 1, NULL, 'N'},        {"cert", 1, NULL, 'C'},      {"key", 1, NULL, 'y'},
+        {"rounds", 1, NULL, 'r'},      {"pids", 1, NULL, 'p'},      {NULL, 0, NULL, 0},
     };
     int o;
 
@@ -417,10 +595,22 @@ options(int argc, char **argv)
             opt.messages = atoi(optarg);
             break;
         case 's':
-            opt.seconds = atoi(optarg);
+            opt.seconds = atof(optarg);
             break;
         case 'N':
             opt.keys = atoi(optarg);
+            break;
+        case 'C':
+            opt.cert = optarg;
+            break;
+        case 'y':
+            opt.key = optarg;
+            break;
+        case 'r':
+            opt.rounds = atoi(optarg);
+            break;
+        case 'p':
+            opt.pids = optarg;
             break;
         default:
             exit(2);
@@ -429,7 +619,9 @@ options(int argc, char **argv)
     if (opt.url == NULL || opt.domain == NULL || opt.ca == NULL || opt.mint.key_file == NULL ||
         opt.mint.kid == NULL || opt.mint.issuer == NULL || opt.mint.audience == NULL ||
         opt.mint.org == NULL || opt.connections < 1 || opt.messages < 1 || opt.messages > 100 ||
-        opt.keys < 1) {
+        opt.keys < 1 || opt.rounds < 1 || opt.rounds > ROUNDS_MAX ||
+        (opt.cert == NULL) != (opt.key == NULL) ||
+        (strcmp(opt.mode, "service") == 0 && opt.cert == NULL)) {
         fprintf(stderr,
                 "load: options are missing or out of range; its file says which there are\n");
         exit(2);
@@ -443,7 +635,7 @@ int
 main(int argc, char **argv)
 {
     char **uris = NULL;
-    int i, status, r, bad = 0;
+    int i, status, r, bad = 0, compare;
 
     options(argc, argv);
     signal(SIGPIPE, SIG_IGN);
@@ -462,24 +654,37 @@ main(int argc, char **argv)
     connect_server();
     learn_server();
     open_channel();
-    if (strcmp(opt.mode, "release") == 0)
-        uris = make_keys(opt.keys);
+    compare = strcmp(opt.mode, "service") == 0;
+    if (compare || strcmp(opt.mode, "release") == 0)
+        uris = make_keys(opt.keys, compare ? 10 : 100);
+    if (compare) {
+        who = &service;
+        open_channel();
+    }
     https_free(http);
     for (i = 0; i < opt.connections; i++) {
         fflush(NULL);
         if (fork() == 0) {
-            run(i, uris);
+            if (compare)
+                take_turns(i, uris);
+            else
+                run(i, uris);
             exit(0);
         }
     }
-    while (atomic_load(&board->ready) < opt.connections && !atomic_load(&board->failed))
-        usleep(1000);
-    atomic_store(&board->go, 1);
+    if (compare) {
+        call_turns();
+    } else {
+        wait_for(&board->ready, opt.connections);
+        atomic_store(&board->go, 1);
+    }
     for (i = 0; i < opt.connections; i++)
         if (wait(&status) < 0 || status != 0)
             bad++;
     if (bad > 0 || atomic_load(&board->failed))
         return 1;
+    if (compare)
+        return 0;
     printf("messages/s %.0f\n", (double)atomic_load(&board->done) / opt.seconds);
     return 0;
 }

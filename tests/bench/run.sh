@@ -70,11 +70,12 @@ figure() {
 }
 ratio() { [ -n "${1:-}" ] && [ -n "${2:-}" ] && awk "BEGIN { printf \"%.2f\", $1 / $2 }"; }
 
-load() {
+load_output() {
     "$build/tests/bench/load" --url "$KMS_URL" --domain "$KMS_DOMAIN" --ca "$KMS_CA_FILE" --token-key "$KMS_TOKEN_KEY_FILE" \
         --token-kid "$KMS_TOKEN_KID" --issuer "$KMS_TOKEN_ISSUER" --audience "$KMS_TOKEN_AUDIENCE" --org "$KMS_ORG" \
-        --seconds "$seconds" "$@" 2>>"$work/load.log" | sed -n 's|^messages/s ||p'
+        --seconds "$seconds" "$@" 2>>"$work/load.log"
 }
+load() { load_output "$@" | sed -n 's|^messages/s ||p'; }
 
 # pgbench with the same SQL functions, called with the same arrays, as the workers' role.  The socket is PostgreSQL's own
 # user's; the role is taken on by SET ROLE, which costs nothing in the measured calls.
@@ -149,6 +150,43 @@ printf '%-34s %10s /s, pgbench %s /s\n' "create 10, 32 connections" "${create_10
 figure release_50.of_pgbench "$(ratio "$release_50" "$pg_50_keys")" 0.35
 figure release_1.of_pgbench "$(ratio "$release_1" "$pg_1")" 0.5
 figure create_10.of_pgbench "$(ratio "$create_10" "$pg_create")" 0.35
+
+# A service beside a user: the same keys over the same connections, turn by turn (load.c).  Registered by the owner of the
+# database, since how two officers do it is no matter of speed; one of them with a breadth, so that resources are counted.
+add_services() {
+    local name
+    for name in bench-service bench-limited; do
+        openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout "$work/$name.key" -out "$work/$name.csr" -subj "/CN=$name" &&
+            printf '%s\n' "subjectAltName=URI:spiffe://bench.example/$name" extendedKeyUsage=clientAuth >"$work/$name.ext" &&
+            openssl x509 -req -in "$work/$name.csr" -CA "$KMS_SERVICE_CA_FILE" -CAkey "$KMS_SERVICE_CA_KEY_FILE" -CAcreateserial \
+                -CAserial "$work/serial" -days 2 -extfile "$work/$name.ext" -out "$work/$name.pem" || return 1
+    done 2>>"$work/load.log"
+    sql 2>>"$work/load.log" <<END
+INSERT INTO kms.services (org_id, service, identity, purposes, kinds, rate, breadth, created_at)
+SELECT kms.nobody(), s.name, 'spiffe://bench.example/' || s.name, '{indexing}', '{space}', 0, s.breadth, now()
+  FROM (VALUES ('bench-service', 0), ('bench-limited', 1000000)) s(name, breadth) ON CONFLICT DO NOTHING;
+INSERT INTO kms.service_orgs SELECT o.org_id, s.name, now()
+  FROM kms.organisations o, (VALUES ('bench-service'), ('bench-limited')) s(name) WHERE o.name = '$KMS_ORG' ON CONFLICT DO NOTHING;
+INSERT INTO kms.purposes SELECT o.org_id, 'indexing', true, now() FROM kms.organisations o WHERE o.name = '$KMS_ORG'
+    ON CONFLICT (org_id, purpose) DO UPDATE SET enabled = true;
+END
+}
+compare() { # NAME WHAT SERVICE LOAD-OPTIONS...: a figure
+    local name=$1 what=$2 service=$3 rounds=20 seconds=0.5
+    shift 3
+    [ $short = 0 ] || rounds=6
+    load_output --mode service --rounds $rounds --keys 2000 --cert "$work/$service.pem" --key "$work/$service.key" "$@" >"$work/$name.txt"
+    printf '%-34s %10s /s, to a user %s /s\n' "$what" "$(sed -n 's|^service/s ||p' "$work/$name.txt")" "$(sed -n 's|^user/s ||p' "$work/$name.txt")"
+    figure "$name" "$(sed -n 's|^service.cost ||p' "$work/$name.txt")" 1.15 less
+}
+if add_services; then
+    compare service_50.cost "to a service, 50 a POST" bench-service --connections 4 --messages 50
+    compare service_50_breadth.cost "the same, with a breadth" bench-limited --connections 4 --messages 50
+    compare service_1.cost "to a service, 1 a POST" bench-service --connections 32 --messages 1
+    compare service_1_breadth.cost "the same, with a breadth" bench-limited --connections 32 --messages 1
+else
+    figure service_50.cost "" 1.15 less
+fi
 
 # Channels: against what the same token gives to hsmd's client and nobody else.
 channels=$(load --mode channel --connections 8 --messages 1)

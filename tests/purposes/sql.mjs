@@ -129,7 +129,7 @@ function call(f) {
 }
 let lengths = 1;
 
-const rounds = short ? 60 : 1500;
+const rounds = short ? 60 : 500;
 for (const [role, sql] of Object.entries(roles)) {
     const mine = functions.filter((f) => (role === 'kms_worker' ? f.worker : f.keeper));
     let calls = 0, worked = 0, leaked = null, unknown = new Map();

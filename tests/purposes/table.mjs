@@ -217,7 +217,7 @@ async function walks(world) {
     // A cursor is good for its own walk alone.
     const first = await all.channel.ask('retrieve', '/purposes/indexing/keys', {count: 5});
     const other = world.services.find((s) => s.name === 'p-ia') ?? world.services.find((s) => s.name === 'o-rich');
-    const tries = [[all, '/purposes/archival/keys', {}], [other, '/purposes/indexing/keys', {}], [all, `/resources/${[...world.resources.keys()][0]}/keys`, {purpose: 'indexing'}],
+    const tries = [[all, '/purposes/archival/keys', {}], [other, '/purposes/indexing/keys', {}], [all, `/resources/${[...world.resources.values()].find((r) => r.org === 'rich' && r.variant === 'plain').id}/keys`, {purpose: 'indexing'}],
         [all, `/matters/${[...world.matters.values()].find((m) => m.org === 'rich').id}/keys`, {}]];
     for (const [who, uri, members] of tries) {
         const body = await who.channel.ask('retrieve', uri, {count: 5, cursor: first.cursor, ...members});

@@ -47,6 +47,23 @@ plan "keys_release, one" "SELECT count(*) FROM kms.keys_release($one, ARRAY[md5(
 plan "keys_create" "SELECT count(*) FROM kms.keys_create($one, '{1}', array_fill(1, ARRAY[10]), ARRAY(SELECT gen_random_uuid() FROM generate_series(1, 10)),
     array_fill(decode(repeat('01', 61), 'hex'), ARRAY[10]), 3600000)"
 plan "keys_bind" "SELECT count(*) FROM kms.keys_bind($one0, ARRAY[md5('new1')::uuid], ARRAY[md5('resource0')::uuid], 1000)"
+sv() { # COUNT ACTION PURPOSE TARGETS [COUNTS] [CHANNEL] [MATTER]
+    echo "SELECT count(*) FROM kms.service_release(ARRAY(SELECT gen_random_uuid() FROM generate_series(1, $1)), array_fill(md5('${6:-service} channel7')::uuid, ARRAY[$1]), array_fill('r'::text, ARRAY[$1]),
+        array_fill('c'::text, ARRAY[$1]), array_fill('$2'::text, ARRAY[$1]), $4, array_fill('$3'::text, ARRAY[$1]), array_fill(${7:-NULL::uuid}, ARRAY[$1]), array_fill(NULL::bigint, ARRAY[$1]),
+        array_fill(NULL::bigint, ARRAY[$1]), array_fill(${5:-NULL}::integer, ARRAY[$1]), array_fill(NULL::bytea, ARRAY[$1]), 100)"
+}
+some="ARRAY(SELECT md5('key' || (7 + 1000 * i) || '.' || i % 10)::uuid FROM generate_series(1, 50) i)"
+for p in indexing dlp archival; do plan "service_release, 50 keys, $p" "$(sv 50 key.get $p "$some")"; done
+plan "service_release, 50 keys, ediscovery" "$(sv 50 key.get ediscovery "$some" NULL service "md5('matter')::uuid")"
+plan "service_release, 50 keys with a breadth" "$(sv 50 key.get indexing "$some" NULL limited)"
+plan "service_release, 50 keys, channels unknown" "$(sv 50 key.get indexing "$some" NULL no)"
+plan "service_release, a resource's keys" "$(sv 1 resource.keys indexing "ARRAY[md5('resource7')::uuid]")"
+plan "service_release, a resource's keys, dlp" "$(sv 1 resource.keys dlp "ARRAY[md5('resource7')::uuid]")"
+plan "service_release, a walk" "$(sv 1 purpose.keys indexing "'{NULL}'" 100)"
+plan "service_release, a walk with a breadth" "$(sv 1 purpose.keys indexing "'{NULL}'" 100 limited)"
+plan "service_channel_create" "SELECT count(*) FROM kms.service_channel_create(ARRAY[gen_random_uuid()], '{r}', '{c}', ARRAY[gen_random_uuid()], '{spiffe://bench.example/bench}', ARRAY[sha256('k')],
+    ARRAY[sha256('ca')], '{s}', '{32503680000000}', ARRAY[sha256('j')], ARRAY[decode(repeat('01', 61), 'hex')], '{1}', 3600000)"
+plan "channels_open, services'" "SELECT count(*) FROM kms.channels_open(ARRAY(SELECT md5('service channel' || i)::uuid FROM generate_series(0, 9) i))"
 plan "resource_keys" "SELECT count(*) FROM kms.resource_keys($one, ARRAY[md5('resource7')::uuid], '{NULL}', '{NULL}', '{NULL}', '{NULL}', '{f}', 100)"
 plan "resource_keys, in a window" "SELECT count(*) FROM kms.resource_keys($one, ARRAY[md5('resource7')::uuid], '{1000}', '{2000000000000}', '{3}', '{NULL}', '{f}', 100)"
 plan "channel_create" "SELECT count(*) FROM kms.channel_create(ARRAY[gen_random_uuid()], ARRAY[md5('org')::uuid], '{r}', '{c}', ARRAY[gen_random_uuid()], '{user}', '{u}',

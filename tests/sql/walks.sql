@@ -2,7 +2,7 @@
 BEGIN;
 \ir fixture.psql
 \ir services.psql
-SELECT plan(103);
+SELECT plan(106);
 
 -- Keys k1 to k8 of two spaces and a file in one organisation, e1 and e2 in another; bound by transactions 11 to 18, and 14 and 20.
 SELECT pg_temp.installation(), pg_temp.service('bot', orgs => '{acme,umbrella}'), pg_temp.service('one'), pg_temp.service('files', kinds => '{file}'), pg_temp.service('narrow', breadth => 1),
@@ -156,6 +156,11 @@ SELECT is((SELECT count(*) FROM kms.service_seen WHERE service = 'wide'), 2::big
 UPDATE kms.service_seen SET seen_at = now() - interval '3 h';
 DO $$ BEGIN PERFORM kms.sweep(100); END $$;
 SELECT is((SELECT count(*) FROM kms.service_seen), 0::bigint, 'the sweeper forgets');
+-- A call looks at 20,000 keys at most: it comes back without one, and its cursor goes on.
+SELECT pg_temp.tamper($$ INSERT INTO kms.content_keys (org_id, key_id, generation, blob, creator, client_id, created_at, resource_id, bound_at, bound_xact)
+    SELECT pg_temp.id('acme'), gen_random_uuid(), 1, pg_temp.bytes(61), 'alice', 'phone', now(), pg_temp.id('s1'), now(), 2 FROM generate_series(1, 20500) $$) \g /dev/null
+UPDATE kms.content_keys SET bound_xact = 3 WHERE key_id = pg_temp.id('k7');
+SELECT is(pg_temp.walk('files', count => 1000), '-'), is(pg_temp.walk('files', count => 1000, go_on => true), 'k7 k6 k8', 'far apart'), is(pg_temp.walk('files', go_on => true), '-');
 SELECT throws_ok($$ SELECT pg_temp.walk('one', 'key.create') $$, '22023', NULL, 'no other action');
 
 SELECT * FROM finish();
