@@ -16,7 +16,7 @@ KEEPER_SOURCES = \
 bin_PROGRAMS += kms/kmsctl
 kms_kmsctl_SOURCES = \
 	kms/kmsctl_main.c kms/kmsctl.h kms/kmsctl_audit.c kms/kmsctl_control.c \
-	kms/kmsctl_explain.c kms/kmsctl_log.h \
+	kms/kmsctl_explain.c kms/kmsctl_cmk.c kms/kmsctl_log.h \
 	kms/audit_dir.c kms/audit_dir.h \
 	kms/audit_verify.c kms/audit_verify.h \
 	kms/clock.c kms/clock.h \

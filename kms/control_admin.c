@@ -28,9 +28,8 @@ ask(struct call *c, enum keeper_statement s, struct db_params *p, db_cb *cb)
 
 /* --- actions --- */
 
-/* The method's name is the action's, and params are its arguments. */
-static void
-act_run(struct call *c)
+void
+call_act(struct call *c)
 {
     json_t *args = c->params != NULL ? json_copy((json_t *)(uintptr_t)c->params) : json_object();
     struct buf text = BUF_INIT;
@@ -51,6 +50,25 @@ act_run(struct call *c)
     }
     buf_release(&text);
     json_decref(args);
+}
+
+/* Main keys are the configuration's to allow; that it is the keeper's, and not the caller's word.
+ */
+static void
+cmk_run(struct call *c)
+{
+    json_t *params = (json_t *)(uintptr_t)c->params;
+
+    if (!c->k->cfg->byok) {
+        call_refuse(c, KMS_CODE_NO_BYOK, "[keys] byok is off");
+        return;
+    }
+    if (params != NULL && strcmp(c->method->name, "cmk.import") == 0 &&
+        json_object_set_new(params, "allow_128", json_boolean(c->k->cfg->main_key_128)) != 0) {
+        call_refuse(c, KMS_CODE_OVERLOADED, "out of memory");
+        return;
+    }
+    call_act(c);
 }
 
 /* --- approvals --- */
@@ -153,6 +171,22 @@ canary_list_run(struct call *c)
 }
 
 static void
+cmk_list_run(struct call *c)
+{
+    struct db_params p;
+
+    if (!call_text(c, "org", CALL_NAME_MAX, &c->name))
+        return;
+    if (c->name == NULL) {
+        call_refuse(c, RPC_PARAMS, "org: its name");
+        return;
+    }
+    db_params_init(&p);
+    db_text(&p, c->name);
+    ask(c, KS_MAIN_KEYS_LIST, &p, call_shown);
+}
+
+static void
 service_list_run(struct call *c)
 {
     struct db_params p;
@@ -206,21 +240,31 @@ matter_show_run(struct call *c)
 }
 
 const struct method control_methods[] = {
-    {"purpose.enable", ROLE_OFFICER, act_run, RECORD_SQL},
-    {"purpose.disable", ROLE_OFFICER, act_run, RECORD_SQL},
-    {"service.add", ROLE_OFFICER, act_run, RECORD_SQL},
-    {"service.change", ROLE_OFFICER, act_run, RECORD_SQL},
-    {"service.retire", ROLE_OFFICER, act_run, RECORD_SQL},
-    {"certificate.revoke", ROLE_OFFICER, act_run, RECORD_SQL},
-    {"matter.open", ROLE_OFFICER, act_run, RECORD_SQL},
-    {"matter.close", ROLE_OFFICER, act_run, RECORD_SQL},
-    {"setting.set", ROLE_OFFICER, act_run, RECORD_SQL},
-    {"canary.add", ROLE_OFFICER, act_run, RECORD_SQL},
-    {"canary.remove", ROLE_OFFICER, act_run, RECORD_SQL},
-    {"key.destroy", ROLE_OFFICER, act_run, RECORD_SQL},
-    {"resource.destroy", ROLE_OFFICER, act_run, RECORD_SQL},
-    {"audit.suspend", ROLE_OFFICER, act_run, RECORD_SQL},
-    {"audit.resume", ROLE_OFFICER, act_run, RECORD_SQL},
+    {"purpose.enable", ROLE_OFFICER, call_act, RECORD_SQL},
+    {"purpose.disable", ROLE_OFFICER, call_act, RECORD_SQL},
+    {"service.add", ROLE_OFFICER, call_act, RECORD_SQL},
+    {"service.change", ROLE_OFFICER, call_act, RECORD_SQL},
+    {"service.retire", ROLE_OFFICER, call_act, RECORD_SQL},
+    {"certificate.revoke", ROLE_OFFICER, call_act, RECORD_SQL},
+    {"matter.open", ROLE_OFFICER, call_act, RECORD_SQL},
+    {"matter.close", ROLE_OFFICER, call_act, RECORD_SQL},
+    {"setting.set", ROLE_OFFICER, call_act, RECORD_SQL},
+    {"canary.add", ROLE_OFFICER, call_act, RECORD_SQL},
+    {"canary.remove", ROLE_OFFICER, call_act, RECORD_SQL},
+    {"key.destroy", ROLE_OFFICER, call_act, RECORD_SQL},
+    {"resource.destroy", ROLE_OFFICER, call_act, RECORD_SQL},
+    {"audit.suspend", ROLE_OFFICER, call_act, RECORD_SQL},
+    {"audit.resume", ROLE_OFFICER, call_act, RECORD_SQL},
+    {"cmk.public_key", ROLE_OFFICER, cmk_run, RECORD_SQL},
+    {"cmk.import", ROLE_OFFICER, cmk_run, RECORD_SQL},
+    {"cmk.activate", ROLE_OFFICER, cmk_run, RECORD_SQL},
+    {"cmk.disable", ROLE_OFFICER, cmk_run, RECORD_SQL},
+    {"cmk.revoke", ROLE_OFFICER, cmk_run, RECORD_SQL},
+    {"cmk.deactivate", ROLE_OFFICER, cmk_run, RECORD_SQL},
+    {"cmk.retire", ROLE_OFFICER, cmk_run, RECORD_SQL},
+    {"cmk.delete", ROLE_OFFICER, cmk_run, RECORD_SQL},
+    {"cmk.default", ROLE_OFFICER, cmk_run, RECORD_SQL},
+    {"cmk.list", ROLE_ANY, cmk_list_run, RECORD_CALL},
     {"approval.approve", ROLE_OFFICER, approval_approve_run, RECORD_SQL},
     {"approval.reject", ROLE_OFFICER, approval_reject_run, RECORD_SQL},
     {"approval.show", ROLE_ANY, approval_show_run, RECORD_SQL},

@@ -43,6 +43,7 @@ struct command {
  */
 extern const struct command control_commands[]; /* kmsctl_control.c */
 extern const struct command explain_commands[]; /* kmsctl_explain.c */
+extern const struct command cmk_commands[];     /* kmsctl_cmk.c */
 
 /* One line on standard error, "kmsctl: ...". */
 void complain(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
@@ -62,6 +63,9 @@ int ask_quietly(struct ctl *ctl, const char *method, json_t *params, json_t **re
 void tell_error(const struct ctl *ctl, const char *method, const json_t *error);
 /* And shows what comes back, as a table or as JSON. */
 int ask_and_show(struct ctl *ctl, const char *method, json_t *params);
+
+/* kmsctl_control.c: calls an action, and tells of the approval that waits, or of what was done. */
+int ask_and_tell(struct ctl *ctl, const char *method, json_t *params);
 
 /* A key or resource by its id or its whole URI: the id. */
 const char *last_part(const char *uri);

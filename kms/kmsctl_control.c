@@ -367,7 +367,7 @@ print_outcome(const json_t *p, bool known)
         printf("\ndone: %zu of %" JSON_INTEGER_FORMAT " officers have agreed\n", votes, needed);
 }
 
-static int
+int
 ask_and_tell(struct ctl *ctl, const char *method, json_t *params)
 {
     json_t *result;

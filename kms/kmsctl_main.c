@@ -827,7 +827,7 @@ static const struct command main_commands[] = {
     {NULL, NULL, 0, 0, NULL, NULL, NULL},
 };
 static const struct command *const command_lists[] = {main_commands, control_commands,
-                                                      explain_commands};
+                                                      explain_commands, cmk_commands};
 
 /* All of them; those with the same first word stand together. */
 #define COMMANDS_MAX 128

@@ -15,7 +15,7 @@
 #include "proto/err.h"
 
 #define AGAIN_MS   30
-#define PATIENCE_S 30 /* RSA keys take HSMs long */
+#define PATIENCE_S 30 /* RSA keys take HSMs long; what else there is takes two calls at most */
 #define LATE_S     10 /* after that, for the database to come back */
 
 bool
@@ -86,7 +86,10 @@ waited_us(const struct req *rq)
 static bool
 gives_up(const struct req *rq)
 {
-    int64_t patience = hsm_ready(rq->w->hsm) ? PATIENCE_S : rq->w->cfg->hsm_deadline;
+    int64_t patience = rq->w->cfg->hsm_deadline;
+
+    if (hsm_ready(rq->w->hsm))
+        patience = rq->msg.op == OP_PUBLIC_KEY ? PATIENCE_S : 2 * patience;
 
     return waited_us(rq) > patience * 1000000;
 }
@@ -94,7 +97,7 @@ gives_up(const struct req *rq)
 bool
 main_key_too_late(const struct req *rq)
 {
-    return waited_us(rq) > (int64_t)(PATIENCE_S + LATE_S) * 1000000;
+    return waited_us(rq) > (PATIENCE_S + 2 * rq->w->cfg->hsm_deadline + LATE_S) * 1000000;
 }
 
 json_t *

@@ -224,7 +224,7 @@ SELECT is((pg_temp.cmk('cmk.create', '{"ciphertext":"aaee"}', op => 'late')).ver
 SELECT is(pg_temp.finish_jobs(), 1, 'and the next one done');
 SELECT is(pg_temp.ends(jsonb_build_object('org', pg_temp.id('acme'), 'op', pg_temp.id('late')), '{}'), 404001, 'there is no such job any more');
 
-UPDATE kms.main_keys SET destroyed_at = now() WHERE state = 'IMPORTING';
+UPDATE kms.main_keys SET destroyed_at = now() WHERE state IN ('IMPORTING', 'DELETED', 'REMOVEDCLEAN');
 SELECT is(pg_temp.work() -> 'destroy', '[]', 'what was given up is out of the HSM');
 UPDATE kms.main_keys SET state_at = state_at - interval '1 minute' WHERE state = 'IMPORTING';
 SELECT is(pg_temp.ends(jsonb_build_object('org', pg_temp.id('acme'), 'op', pg_temp.id('late')),

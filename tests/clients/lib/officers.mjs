@@ -54,3 +54,5 @@ export async function openMatter({org, name, custodians, from, to, kinds, expire
 }
 export const closeMatter = (id) => first('matter', 'close', id);
 export const setRule = (org, name, value) => both('org', 'set', org, `${name}=${value}`);
+/* cmk COMMAND ORG ...: by both where it takes two. */
+export const mainKey = (...args) => both('cmk', ...args);
