@@ -600,7 +600,8 @@ org_add_run(struct call *c)
                         : "the root key is not proven yet; see kmsctl status");
         return;
     }
-    if ((r = hsm_wrapping_key_new(c->k->hsm, org_key_made, c, 0)) != KMS_OK)
+    r = hsm_wrapping_key_new_under(c->k->hsm, c->k->root_id.b, org_key_made, c, 0);
+    if (r != KMS_OK)
         call_refuse(c, KMS_CODE_HSM, kms_strerror(r));
 }
 
@@ -787,7 +788,7 @@ static const struct method methods[] = {
     {NULL, 0, NULL, RECORD_CALL},
 };
 static const struct method *const method_lists[] = {methods, audit_methods, control_methods,
-                                                    explain_methods};
+                                                    explain_methods, rotation_methods};
 
 /* --- who may what --- */
 

@@ -8,6 +8,7 @@ KEEPER_SOURCES = \
 	kms/config.c kms/config.h \
 	kms/keeper.c kms/keeper.h \
 	kms/mainkey.c kms/mainkey.h \
+	kms/rotation.c kms/rotation.h kms/rotation_admin.c kms/fault.h \
 	kms/metrics.c kms/metrics.h \
 	kms/revoked.c kms/revoked.h \
 	kms/service_ca.c kms/service_ca.h \
@@ -16,7 +17,7 @@ KEEPER_SOURCES = \
 bin_PROGRAMS += kms/kmsctl
 kms_kmsctl_SOURCES = \
 	kms/kmsctl_main.c kms/kmsctl.h kms/kmsctl_audit.c kms/kmsctl_control.c \
-	kms/kmsctl_explain.c kms/kmsctl_cmk.c kms/kmsctl_log.h \
+	kms/kmsctl_explain.c kms/kmsctl_cmk.c kms/kmsctl_rotation.c kms/kmsctl_log.h \
 	kms/audit_dir.c kms/audit_dir.h \
 	kms/audit_verify.c kms/audit_verify.h \
 	kms/clock.c kms/clock.h \

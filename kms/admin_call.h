@@ -105,9 +105,14 @@ bool call_uuid(struct call *c, const char *member, struct uuid *id);
 /* A string in params that may be absent (*out NULL).  false: the call was refused. */
 bool call_text(struct call *c, const char *member, size_t max, const char **out);
 
+/* What officers do or propose (kms.control_act): the method's name is the action's, and params are
+ * its arguments.  control_admin.c has it. */
+void call_act(struct call *c);
+
 /* The methods of other files, each list ended by a NULL name; admin.c has the list of lists. */
-extern const struct method audit_methods[];   /* audit_admin.c */
-extern const struct method control_methods[]; /* control_admin.c */
-extern const struct method explain_methods[]; /* explain_admin.c */
+extern const struct method audit_methods[];    /* audit_admin.c */
+extern const struct method control_methods[];  /* control_admin.c */
+extern const struct method explain_methods[];  /* explain_admin.c */
+extern const struct method rotation_methods[]; /* rotation_admin.c */
 
 #endif

@@ -68,8 +68,9 @@ struct config {
     long long introspection_cache; /* seconds */
     long long leeway, max_lifetime;
     /* [keys] */
-    bool byok;         /* customers may have main keys of their own */
-    bool main_key_128; /* which may have 128 bits */
+    long long rewrap_rate; /* keys a second that the keeper moves in the background */
+    bool byok;             /* customers may have main keys of their own */
+    bool main_key_128;     /* which may have 128 bits */
     /* [lifetimes], all seconds */
     long long channel, unbound_key, bound_key, ttl_min, ttl_max;
     long long wrapping_key;       /* age at which a wrapping key is replaced */

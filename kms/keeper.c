@@ -24,15 +24,17 @@
 #include "kms/clock.h"
 #include "kms/config.h"
 #include "kms/db.h"
+#include "kms/fault.h"
 #include "kms/harden.h"
 #include "kms/mainkey.h"
 #include "kms/metrics.h"
 #include "kms/revoked.h"
+#include "kms/rotation.h"
 #include "kms/shared.h"
 #include "proto/err.h"
 #include "proto/json.h"
 
-#define DB_CONNECTIONS 2 /* one may wait in a sweep while an operator asks */
+#define DB_CONNECTIONS 3 /* one may wait in a sweep, one in a rotation, while an operator asks */
 #define SWEEP_MS       10000
 #define SWEEP_MORE_MS  100 /* after a full batch */
 #define SWEEP_BATCH    1000
@@ -109,6 +111,45 @@ static const struct db_statement statements[KS_N] = {
     /* org, main key */
     [KS_MAIN_KEY_GONE] = {"main_key_gone", "SELECT kms.main_key_gone($1, $2)", 2},
     [KS_MAIN_KEYS_LIST] = {"main_keys_list", "SELECT kms.main_keys_list($1)", 1},
+    /* this keeper, its node's name */
+    [KS_NODE_TURN] = {"node_turn", "SELECT kms.node_turn($1, $2)", 2},
+    /* this keeper, root, opened, gone, why or NULL */
+    [KS_NODE_ROOT] = {"node_root",
+                      "SELECT kms.node_root($1, $2, $3::text::boolean, $4::text::boolean, $5)", 5},
+    /* rotation, why or NULL */
+    [KS_ROTATION_PROBLEM] = {"rotation_problem", "SELECT kms.rotation_problem($1, $2)", 2},
+    /* rotation, the id that it has ("" none), the one that it gets */
+    [KS_ROOT_NAME] = {"root_rotation_name", "SELECT kms.root_rotation_name($1, $2, $3)", 3},
+    /* rotation, root, kcv, wrapped, sentinel */
+    [KS_ROOT_MADE] = {"root_rotation_made", "SELECT kms.root_rotation_made($1, $2, $3, $4, $5)", 5},
+    [KS_ROOT_ADVANCE] = {"root_rotation_advance", "SELECT kms.root_rotation_advance($1)", 1},
+    /* after: organisation, generation; at most so many */
+    [KS_REWRAP_NEXT] = {"rewrap_next",
+                        "SELECT org, generation, root, wrapped FROM kms.rewrap_next($1, $2, $3)",
+                        3},
+    /* rotation, root, organisations, generations, what they were, what they are to be */
+    [KS_REWRAP_STORE] = {"rewrap_store", "SELECT kms.rewrap_store($1, $2, $3, $4, $5, $6)", 6},
+    [KS_CHECK_NEXT] = {"check_next",
+                       "SELECT org, generation, root, wrapped, channel, object, blob"
+                       "  FROM kms.check_next($1, $2, $3)",
+                       3},
+    /* rotation, opened, failed, why */
+    [KS_ROOT_END] = {"root_rotation_end", "SELECT kms.root_rotation_end($1, $2, $3, $4)", 4},
+    /* seconds that the first has waited at least */
+    [KS_RESEAL_BEGIN] = {"reseal_begin", "SELECT kms.reseal_begin($1)", 1},
+    [KS_RESEAL_NEXT] = {"reseal_next",
+                        "SELECT rotation, org, part, object, generation, root, wrapped, blob,"
+                        "       to_generation, to_root, to_wrapped, scanned, more"
+                        "  FROM kms.reseal_next($1)",
+                        1},
+    /* rotation, org, part, scanned, more, objects, befores, generations, to, afters, failed */
+    [KS_RESEAL_STORE] = {"reseal_store",
+                         "SELECT kms.reseal_store($1, $2, $3, $4, $5::text::boolean, $6, $7, $8,"
+                         "                        $9, $10, $11)",
+                         11},
+    [KS_GENERATIONS_UNNEEDED] = {"generations_unneeded", "SELECT kms.generations_unneeded()", 0},
+    [KS_ROOTS_LIST] = {"roots_list", "SELECT kms.roots_list()", 0},
+    [KS_ROTATIONS_STATUS] = {"rotations_status", "SELECT kms.rotations_status()", 0},
 };
 
 static void
@@ -243,6 +284,7 @@ rotation_added(void *ctx, int err, const PGresult *res, const char *sqlstate)
         rotation_end(k, err != KMS_OK ? kms_strerror(err) : "the database's answer is malformed");
         return;
     }
+    FAULT("rotation.wrapping_key.added");
     uuid_format(org, &d->org);
     /* A verdict other than 0: another node was quicker. */
     if (verdict == 0) {
@@ -267,6 +309,7 @@ rotation_made(void *ctx, uint64_t id, int err, const unsigned char root[HSM_ID_L
         rotation_end(k, kms_strerror(err));
         return;
     }
+    FAULT("rotation.wrapping_key.made");
     memcpy(root_id.b, root, UUID_LEN);
     db_params_init(&p);
     db_uuid(&p, &op);
@@ -290,10 +333,8 @@ rotation_step(struct keeper *k)
         rotation_end(k, NULL);
         return;
     }
-    if (d->has_parent)
-        r = hsm_wrapping_key_new_under(k->hsm, d->parent.b, rotation_made, k, 0);
-    else
-        r = hsm_wrapping_key_new(k->hsm, rotation_made, k, 0);
+    r = hsm_wrapping_key_new_under(k->hsm, d->has_parent ? d->parent.b : k->root_id.b,
+                                   rotation_made, k, 0);
     if (r != KMS_OK)
         rotation_end(k, kms_strerror(r));
 }
@@ -322,6 +363,13 @@ keys_due(void *ctx, int err, const PGresult *res, const char *sqlstate)
         r->due[i].has_parent = db_get_uuid(res, i, 3, &r->due[i].parent);
     }
     rotation_step(k);
+}
+
+void
+keeper_make_keys(struct keeper *k)
+{
+    if (!k->rotating)
+        arm(k->keys_timer, 0);
 }
 
 static void
@@ -401,10 +449,8 @@ root_opened(void *ctx, uint64_t id, unsigned index, int err, const unsigned char
 
     switch (err) {
     case KMS_OK:
-        if (memcmp(hsm_get_info(k->hsm)->root, k->root_id.b, UUID_LEN) == 0)
-            root_end(k, ROOT_PROVEN, NULL);
-        else
-            root_end(k, ROOT_WRONG, "the token would put new keys under another root");
+        /* The token may hold others: new keys go under this one by its id. */
+        root_end(k, ROOT_PROVEN, NULL);
         break;
     case KMS_ERR_NOT_FOUND:
         root_end(k, ROOT_WRONG, "no such root in the token");
@@ -770,6 +816,7 @@ keeper_release(struct keeper *k)
 {
     /* Their callbacks answer calls of the admin socket, so that one goes last. */
     metrics_free(k->metrics);
+    rotator_stop(k->rotator);
     db_free(k->db);
     k->db = NULL; /* calls that end below write no entry any more */
     audit_stop(k->audit);
@@ -777,6 +824,7 @@ keeper_release(struct keeper *k)
     revoked_free(k->revoked);
     hsm_free(k->hsm);
     main_keys_free(k->main_keys);
+    rotator_free(k->rotator);
     audit_free(k->audit);
     admin_free(k->admin);
     free(k->rotation);
@@ -804,6 +852,7 @@ keeper_main(const struct config *cfg, struct shared *sh, int admin_fd, int metri
         (term = evsignal_new(k.base, SIGTERM, on_term, &k)) == NULL || !connect_all(&k) ||
         (k.admin = admin_new(&k, admin_fd)) == NULL || (k.audit = audit_new(&k)) == NULL ||
         (k.revoked = revoked_new(&k)) == NULL || (k.main_keys = main_keys_new(&k)) == NULL ||
+        (k.rotator = rotator_new(&k)) == NULL ||
         (metrics_fd >= 0 && (k.metrics = metrics_new(&k, metrics_fd)) == NULL)) {
         log_error("the keeper could not start: out of memory", NULL);
         goto out;

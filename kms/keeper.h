@@ -28,6 +28,7 @@ struct json_t;
 struct main_keys;
 struct metrics;
 struct revoked;
+struct rotator;
 struct shared;
 
 /*
@@ -74,6 +75,22 @@ enum keeper_statement {
     KS_MAIN_KEY_END,
     KS_MAIN_KEY_GONE,
     KS_MAIN_KEYS_LIST,
+    KS_NODE_TURN,
+    KS_NODE_ROOT,
+    KS_ROTATION_PROBLEM,
+    KS_ROOT_NAME,
+    KS_ROOT_MADE,
+    KS_ROOT_ADVANCE,
+    KS_REWRAP_NEXT,
+    KS_REWRAP_STORE,
+    KS_CHECK_NEXT,
+    KS_ROOT_END,
+    KS_RESEAL_BEGIN,
+    KS_RESEAL_NEXT,
+    KS_RESEAL_STORE,
+    KS_GENERATIONS_UNNEEDED,
+    KS_ROOTS_LIST,
+    KS_ROTATIONS_STATUS,
     KS_N
 };
 
@@ -108,6 +125,7 @@ struct keeper {
     struct metrics *metrics; /* NULL: off */
     struct revoked *revoked;
     struct main_keys *main_keys;
+    struct rotator *rotator;
 
     enum root_state root;
     struct uuid root_id; /* the active root that the database names; zero: none yet */
@@ -131,5 +149,7 @@ const char *worker_state_name(int state);
 long long process_rss(long pid);
 /* Asks again now whether the token holds the root: after hsm init. */
 void keeper_check_root(struct keeper *k);
+/* Looks now whether new wrapping keys are due. */
+void keeper_make_keys(struct keeper *k);
 
 #endif

@@ -24,6 +24,7 @@ struct ctl {
     bool json;
     bool exit;
     bool follow;
+    bool watch, all;
     long long timeout_ms;
     long long bits;
     long long limit;
@@ -41,9 +42,10 @@ struct command {
 };
 /* The commands of other files, each list ended by NULL words; kmsctl_main.c has the list of lists.
  */
-extern const struct command control_commands[]; /* kmsctl_control.c */
-extern const struct command explain_commands[]; /* kmsctl_explain.c */
-extern const struct command cmk_commands[];     /* kmsctl_cmk.c */
+extern const struct command control_commands[];  /* kmsctl_control.c */
+extern const struct command explain_commands[];  /* kmsctl_explain.c */
+extern const struct command cmk_commands[];      /* kmsctl_cmk.c */
+extern const struct command rotation_commands[]; /* kmsctl_rotation.c */
 
 /* One line on standard error, "kmsctl: ...". */
 void complain(const char *fmt, ...) __attribute__((format(printf, 1, 2)));

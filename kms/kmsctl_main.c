@@ -723,6 +723,8 @@ static const struct option options[] = {
     {"exit", no_argument, NULL, 'x'},
     {"limit", required_argument, NULL, 'n'},
     {"follow", no_argument, NULL, 'f'},
+    {"watch", no_argument, NULL, 'v'},
+    {"all", no_argument, NULL, 'a'},
     {"key", required_argument, NULL, 'k'},
     {"checkpoint", required_argument, NULL, 'c'},
     {"out", required_argument, NULL, 'o'},
@@ -758,6 +760,8 @@ static const struct {
     {'b', "  --bits N       size of the static RSA key: 2048, 3072 (default) or 4096"},
     {'x', "  --exit         finish what is under way, then end the server"},
     {'n', "  --limit N      at most so many entries (default 20, at most 1000)"},
+    {'v', "  --watch        show it every second, until it is done"},
+    {'a', "  --all          of all organisations, and of the installation"},
     {'f', "  --follow       go on with new entries as they are made"},
     {'k', "  --key KEY      the log's verifier key (kmsctl audit key), or a file with it"},
     {'c', "  --checkpoint FILE  one that was kept elsewhere: the log must continue it"},
@@ -826,11 +830,11 @@ static const struct command main_commands[] = {
     {"completion bash", "", 0, 0, "", "print a completion script for bash", run_completion},
     {NULL, NULL, 0, 0, NULL, NULL, NULL},
 };
-static const struct command *const command_lists[] = {main_commands, control_commands,
-                                                      explain_commands, cmk_commands};
+static const struct command *const command_lists[] = {
+    main_commands, control_commands, explain_commands, cmk_commands, rotation_commands};
 
 /* All of them; those with the same first word stand together. */
-#define COMMANDS_MAX 128
+#define COMMANDS_MAX 160
 static struct command commands[COMMANDS_MAX];
 static size_t n_commands;
 
@@ -1076,6 +1080,12 @@ parse_options(struct ctl *ctl, int argc, char **argv, bool *help, char *given)
             break;
         case 'f':
             ctl->follow = true;
+            break;
+        case 'v':
+            ctl->watch = true;
+            break;
+        case 'a':
+            ctl->all = true;
             break;
         case 'k':
             ctl->key = optarg;

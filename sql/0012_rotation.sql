@@ -98,8 +98,9 @@ COMMENT ON COLUMN rotations.next_at IS 'Not before then; NULL: at once';
 COMMENT ON COLUMN rotations.problem IS 'Why it does not go on; NULL: it does';
 
 ALTER TABLE wrapping_keys ADD COLUMN replace_at timestamptz(3), ADD COLUMN unneeded_at timestamptz(3);
-COMMENT ON COLUMN wrapping_keys.replace_at IS 'When an officer asked for the next generation';
+COMMENT ON COLUMN wrapping_keys.replace_at IS 'When an officer asked for the next generation; NULL: nobody, or it is there';
 COMMENT ON COLUMN wrapping_keys.unneeded_at IS 'Since when nothing is wrapped under it any more';
+CREATE INDEX wrapping_keys_asked_for ON wrapping_keys (org_id, generation) WHERE replace_at IS NOT NULL;
 CREATE INDEX wrapping_keys_parent ON wrapping_keys (root_id, org_id, generation) WHERE destroyed_at IS NULL;
 DROP INDEX wrapping_keys_under;
 
@@ -171,6 +172,7 @@ BEGIN
                        AND NOT EXISTS (SELECT FROM root_nodes y WHERE y.org_id = x.org_id AND y.root_id = x.root_id AND y.node_id = node AND y.gone)),
         'rotation', CASE WHEN r.rotation_id IS NOT NULL THEN jsonb_build_object('rotation', r.rotation_id, 'to', r.to_id,
             'phase', root_rotation_phase(r)) END,
+        'replace', v_lead AND EXISTS (SELECT FROM wrapping_keys w WHERE w.replace_at IS NOT NULL),
         'keys', v_lead AND EXISTS (SELECT FROM rotations x WHERE x.kind = 'wrapping_key' AND x.state = 'running'
                                       AND (x.next_at IS NULL OR x.next_at <= v_now)));
 END $$;
@@ -443,6 +445,7 @@ BEGIN
     -- Keys of months have numbers of the same row.
     SELECT greatest(coalesce(max(w.generation), 0), v_current) + 1 INTO v_next FROM wrapping_keys w WHERE w.org_id = org;
     INSERT INTO wrapping_keys (org_id, generation, root_id, wrapped, kcv, created_at) VALUES (org, v_next, root, wrapped, kcv, v_now);
+    UPDATE wrapping_keys w SET replace_at = NULL WHERE w.org_id = org AND w.replace_at IS NOT NULL;
     IF org = nobody() THEN
         UPDATE installation t SET generation = v_next WHERE t.org_id = org;
     ELSE
