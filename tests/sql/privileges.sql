@@ -9,7 +9,7 @@ INSERT INTO allowed VALUES
                      keys_bind,keys_create,keys_release,main_key_act,orgs_get,recording_create,recording_delete,recording_get,recording_update,recordings_list,refusals_record,
                      resource_create,resource_get,resource_keys,resource_keys_create,resource_releases,server_check,service_channel_create,service_release,wraps_add}'),
     ('kms_keeper', '{admin_record,approval_approve,approval_list,approval_reject,approval_show,approvals_expire,audit_tail,canary_alert,canary_list,canary_raise,
-                     canary_told,certificates_revoked,control_act,explain,key_show,log_checkpoint_add,log_cosign,log_due,log_entries,log_find,log_hashes,
+                     canary_told,certificates_revoked,control_act,explain,freeze_act,freeze_preview,freezes_list,key_show,log_checkpoint_add,log_cosign,log_due,log_entries,log_find,log_hashes,
                      log_nodes_get,log_notes,log_sequence,log_show,log_stream_done,log_stream_next,log_strays,main_key_end,main_key_gone,main_key_work,main_keys_list,matter_list,matter_report,matter_show,org_add,
                      org_set_state,org_show,orgs_get,orgs_list,person_erase,purposes_list,resource_show,root_add,root_get,server_check,service_show,
                      services_list,settings_list,stats,sweep,wrapping_key_add,wrapping_keys_due}');
