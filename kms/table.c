@@ -89,6 +89,11 @@ table_put_value(struct buf *out, const char *name, const json_t *v)
                                         "retired",
                                         "decided",
                                         "sealed_until",
+                                        "until",
+                                        "frozen_until",
+                                        "ended",
+                                        "moved",
+                                        "seen",
                                         NULL};
     static const char *const bytes[] = {"rss", "secure_heap_used_bytes", "bytes", NULL};
     json_int_t n = json_integer_value(v);

@@ -785,7 +785,7 @@ BEGIN
     a := jsonb_build_object('root', arg_uuid(a -> 'root'));
     c.args := a;
     SELECT x.* INTO r FROM roots x WHERE x.org_id = nobody() AND x.root_id = arg_uuid(a -> 'root');
-    IF NOT FOUND AND NOT (p_action = 'root.retire' AND v_rotation.to_id = a ->> 'root') THEN
+    IF NOT FOUND AND NOT (p_action = 'root.retire' AND v_rotation.to_id IS NOT DISTINCT FROM a ->> 'root') THEN
         c.verdict := 404001;
         c.why := 'no such root';
         RETURN c;

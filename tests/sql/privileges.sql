@@ -12,7 +12,7 @@ INSERT INTO allowed VALUES
                      canary_told,certificates_revoked,control_act,explain,freeze_act,freeze_preview,freezes_list,key_show,log_checkpoint_add,log_cosign,log_due,log_entries,log_find,log_hashes,
                      log_nodes_get,log_notes,log_sequence,log_show,log_stream_done,log_stream_next,log_strays,main_key_end,main_key_gone,main_key_work,main_keys_list,matter_list,matter_report,matter_show,org_add,
                      org_set_state,org_show,orgs_get,orgs_list,person_erase,purposes_list,resource_show,root_add,root_get,server_check,service_show,
-                     services_list,settings_list,stats,sweep,wrapping_key_add,wrapping_keys_due}');
+                     services_list,settings_list,stats,sweep,wrapping_key_add,wrapping_keys_due,node_turn,node_root,rotation_problem,root_rotation_name,root_rotation_made,root_rotation_advance,rewrap_next,rewrap_store,check_next,root_rotation_end,reseal_begin,reseal_next,reseal_store,generations_unneeded,roots_list,rotations_status}');
 CREATE TEMP TABLE tables AS
     SELECT c.oid, c.oid::regclass AS name, c.relkind FROM pg_class c WHERE c.relnamespace = 'kms'::regnamespace AND c.relkind IN ('r', 'v', 'm', 'p', 'S');
 

@@ -1,0 +1,96 @@
+#!/usr/bin/env bash
+# What rotation costs: retrievals while keys are re-wrapped in the background, and the time that a new root takes.
+#
+#   tests/bench/rotation.sh --env FILE [--short]
+#
+# FILE describes a running development instance (quickstart.sh's DIR/env).  Prints "NAME VALUE" lines.
+set -u -o pipefail
+env_file= seconds=10 keys=30000 organisations=10000
+while [ $# -gt 0 ]; do
+    case $1 in
+    --short) seconds=3 keys=8000 organisations=500 ;;
+    --env) env_file=${2:?--env needs a file} && shift ;;
+    *) sed -n '2,7s/^# \{0,1\}//p' "$0" && exit 2 ;;
+    esac
+    shift
+done
+[ -n "$env_file" ] || exit 2
+set -a
+# shellcheck disable=SC1090
+. "$env_file"
+set +a
+build=${KMS_BUILD_DIR:-.}
+
+sql() { psql -X -q -v ON_ERROR_STOP=1 -At "$KMS_DATABASE_URL" "$@"; }
+load() {
+    "$build/tests/bench/load" --url "$KMS_URL" --domain "$KMS_DOMAIN" --ca "$KMS_CA_FILE" --token-key "$KMS_TOKEN_KEY_FILE" \
+        --token-kid "$KMS_TOKEN_KID" --issuer "$KMS_TOKEN_ISSUER" --audience "$KMS_TOKEN_AUDIENCE" --org "$KMS_ORG" "$@" |
+        sed -n 's|^messages/s ||p'
+}
+wait_for() { # SECONDS SQL: until that is true
+    local until=$((SECONDS + $1))
+    until [ "$(sql -c "SELECT $2")" = t ]; do
+        [ $SECONDS -lt $until ] || return 1
+        sleep 0.1
+    done
+}
+# An action that takes another officer.
+agree() {
+    local id
+    id=$("$KMSCTL" --json "$@" | jq -r 'select(.state == "pending") | .approval') || return 1
+    [ -z "$id" ] || "$KMSCTL_OFFICER2" --json approvals approve "$id" >/dev/null
+}
+
+# --- retrievals beside the re-wrapping of their organisation's keys ---
+
+org="(SELECT org_id FROM kms.organisations WHERE name = '$KMS_ORG')"
+for _ in $(seq 60); do
+    [ "$(sql -c "SELECT count(*) >= $keys FROM kms.content_keys WHERE org_id = $org AND blob IS NOT NULL")" = f ] || break
+    load --mode create --connections 8 --messages 1 --seconds 1 >/dev/null
+done
+release() { load --mode release --connections 4 --messages 50 --keys 2000 --seconds "$seconds"; }
+moved() { sql -c "SELECT coalesce(max(done), 0) FROM kms.rotations WHERE org_id = $org AND kind = 'wrapping_key' AND state = 'running'"; }
+
+release >/dev/null # the caches are warm afterwards
+before=$(release)
+"$KMSCTL" wrapping-key rotate "$KMS_ORG" >/dev/null
+wait_for 30 "EXISTS (SELECT FROM kms.rotations WHERE org_id = $org AND state = 'running' AND done > 0)" || exit 1
+from=$(moved) at=$(date +%s%N)
+during=$(release)
+to=$(moved) now=$(date +%s%N)
+[ "$to" -gt "$from" ] || echo "the re-wrapping was over before the measurement: more keys are needed" >&2
+wait_for 600 "NOT EXISTS (SELECT FROM kms.rotations WHERE org_id = $org AND state = 'running')" || exit 1
+after=$(release)
+echo "rotation.releases_alone $before $after"
+echo "rotation.releases_beside $during"
+echo "rotation.keys_per_second $(awk "BEGIN { printf \"%.0f\", ($to - $from) * 1e9 / ($now - $at) }")"
+echo "rotation.slower_percent $(awk "BEGIN { printf \"%.1f\", 100 - 200 * $during / ($before + $after) }")"
+
+# --- a new root ---
+
+# Organisations by calls of the admin socket, some connections at once.
+add_organisations() {
+    perl -e '
+        use strict; use warnings; use Socket;
+        my ($path, $from, $to) = @ARGV;
+        socket(my $s, AF_UNIX, SOCK_STREAM, 0) && connect($s, sockaddr_un($path)) or die "connect: $!";
+        select($s); $| = 1; select(STDOUT);
+        for my $i ($from .. $to) {
+            print $s qq({"jsonrpc":"2.0","id":$i,"method":"org.add","params":{"name":"bench-$i"}}\n);
+            my $answer = <$s>;
+            die $answer if !defined $answer || $answer =~ /"error"/ && $answer !~ /409002/;
+        }' "$KMS_ADMIN_SOCKET" "$1" "$2"
+}
+pids=
+for part in 0 1 2 3; do
+    add_organisations $((part * organisations / 4 + 1)) $(((part + 1) * organisations / 4)) &
+    pids="$pids $!"
+done
+for pid in $pids; do wait "$pid" || exit 1; done
+count=$(sql -c "SELECT count(*) FROM kms.organisations")
+last=$(sql -c "SELECT coalesce(max(ended_at), '-infinity') FROM kms.rotations WHERE kind = 'root' AND state = 'done'")
+agree root rotate || exit 1
+wait_for 600 "EXISTS (SELECT FROM kms.rotations WHERE kind = 'root' AND state = 'done' AND ended_at > '$last')" || exit 1
+echo "rotation.organisations $count"
+echo "rotation.root_seconds $(sql -c "SELECT round(extract(epoch FROM ended_at - started_at), 1) FROM kms.rotations
+                                       WHERE kind = 'root' AND state = 'done' ORDER BY ended_at DESC LIMIT 1")"
