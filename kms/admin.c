@@ -787,8 +787,8 @@ static const struct method methods[] = {
     {"drain", ROLE_OPERATOR, drain_run, RECORD_LATER},
     {NULL, 0, NULL, RECORD_CALL},
 };
-static const struct method *const method_lists[] = {methods, audit_methods, control_methods,
-                                                    explain_methods, rotation_methods};
+static const struct method *const method_lists[] = {
+    methods, audit_methods, control_methods, explain_methods, rotation_methods, freeze_methods};
 
 /* --- who may what --- */
 

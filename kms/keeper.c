@@ -150,6 +150,12 @@ static const struct db_statement statements[KS_N] = {
     [KS_GENERATIONS_UNNEEDED] = {"generations_unneeded", "SELECT kms.generations_unneeded()", 0},
     [KS_ROOTS_LIST] = {"roots_list", "SELECT kms.roots_list()", 0},
     [KS_ROTATIONS_STATUS] = {"rotations_status", "SELECT kms.rotations_status()", 0},
+    /* op, action, args, actor, uid */
+    [KS_FREEZE_ACT] = {"freeze_act",
+                       "SELECT verdict, result FROM kms.freeze_act($1, $2, $3, $4, $5)", 5},
+    [KS_FREEZE_PREVIEW] = {"freeze_preview", "SELECT verdict, result FROM kms.freeze_preview($1)",
+                           1},
+    [KS_FREEZES_LIST] = {"freezes_list", "SELECT kms.freezes_list($1)", 1},
 };
 
 static void

@@ -91,6 +91,9 @@ enum keeper_statement {
     KS_GENERATIONS_UNNEEDED,
     KS_ROOTS_LIST,
     KS_ROTATIONS_STATUS,
+    KS_FREEZE_ACT,
+    KS_FREEZE_PREVIEW,
+    KS_FREEZES_LIST,
     KS_N
 };
 

@@ -4,18 +4,18 @@ _kmsctl()
     local cur=${COMP_WORDS[COMP_CWORD]} words= i
     for ((i = 1; i < COMP_CWORD; i++)); do
         case ${COMP_WORDS[i]} in
-        --socket | --config | --timeout | --op | --url | --hsm-socket | --bits | --limit | --key | --checkpoint | --out | --identity | --purpose | --org | --kind | --rate | --breadth | --public-key | --custodian | --from | --to | --expires | --sealed-until | --hash | --why | --state | --issuer | --note) ((i++)) ;;
+        --socket | --config | --timeout | --op | --url | --hsm-socket | --bits | --limit | --for | --key | --checkpoint | --out | --identity | --purpose | --org | --kind | --rate | --breadth | --public-key | --custodian | --from | --to | --expires | --sealed-until | --hash | --why | --state | --issuer | --note) ((i++)) ;;
         -*) ;;
         *) words+="${words:+ }${COMP_WORDS[i]}" ;;
         esac
     done
     if [[ $cur == -* ]]; then
-        set -- --socket --config --json --timeout --op --help --version --url --hsm-socket --bits --exit --limit --follow --key --checkpoint --out --identity --purpose --org --kind --rate --breadth --public-key --custodian --from --to --expires --sealed-until --hash --why --state --issuer --note
+        set -- --socket --config --json --timeout --op --help --version --url --hsm-socket --bits --exit --limit --follow --watch --for --dry-run --all --key --checkpoint --out --identity --purpose --org --kind --rate --breadth --public-key --custodian --from --to --expires --sealed-until --hash --why --state --issuer --note
         COMPREPLY=($(compgen -W "$*" -- "$cur"))
         return
     fi
     case $words in
-    "") set -- status database hsm org key resource audit person log reload drain config completion purpose service matter approvals rule canary explain ;;
+    "") set -- status database hsm org key resource audit person log reload drain config completion purpose service matter approvals rule canary explain cmk root wrapping-key rotation freeze thaw ;;
     database) set -- migrate status ;;
     hsm) set -- init status ;;
     org) set -- add list show suspend resume set get ;;
@@ -32,6 +32,12 @@ _kmsctl()
     approvals) set -- list show approve reject ;;
     rule) set -- set list ;;
     canary) set -- add remove list ;;
+    cmk) set -- list public-key import activate disable revoke deactivate retire delete default ;;
+    root) set -- list rotate retire destroy ;;
+    wrapping-key) set -- rotate ;;
+    rotation) set -- status ;;
+    freeze) set -- resource user purpose service org list ;;
+    thaw) set -- resource user purpose service org ;;
     "log level") set -- error warn info debug ;;
     *) set -- ;;
     esac

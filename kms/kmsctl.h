@@ -7,6 +7,7 @@
 
 #include <jansson.h>
 #include <stdbool.h>
+#include <stdint.h>
 
 /* Exit statuses, documented in kmsctl(8). */
 enum { EXIT_OK = 0, EXIT_REFUSED = 1, EXIT_USAGE = 2, EXIT_UNREACHABLE = 3 };
@@ -24,6 +25,7 @@ struct ctl {
     bool json;
     bool exit;
     bool follow;
+    bool dry_run;
     bool watch, all;
     long long timeout_ms;
     long long bits;
@@ -46,6 +48,7 @@ extern const struct command control_commands[];  /* kmsctl_control.c */
 extern const struct command explain_commands[];  /* kmsctl_explain.c */
 extern const struct command cmk_commands[];      /* kmsctl_cmk.c */
 extern const struct command rotation_commands[]; /* kmsctl_rotation.c */
+extern const struct command freeze_commands[];   /* kmsctl_freeze.c */
 
 /* One line on standard error, "kmsctl: ...". */
 void complain(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
@@ -68,6 +71,11 @@ int ask_and_show(struct ctl *ctl, const char *method, json_t *params);
 
 /* kmsctl_control.c: calls an action, and tells of the approval that waits, or of what was done. */
 int ask_and_tell(struct ctl *ctl, const char *method, json_t *params);
+
+/* The last value of an option of values; NULL: not given. */
+const char *opt_text(const struct ctl *ctl, const char *name);
+/* "24h", "90d", "0": milliseconds.  KMS_ERR_SYNTAX: it is none. */
+int parse_duration(const char *text, int64_t *ms);
 
 /* A key or resource by its id or its whole URI: the id. */
 const char *last_part(const char *uri);

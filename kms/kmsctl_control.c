@@ -35,8 +35,7 @@ static const char *const all_kinds[] = {"space", "meeting", "file", "whiteboard"
 
 /* --- options --- */
 
-/* The last value of an option; NULL: not given. */
-static const char *
+const char *
 opt_text(const struct ctl *ctl, const char *name)
 {
     const json_t *all = json_object_get(ctl->values, name);
@@ -109,8 +108,7 @@ static const struct {
 };
 #define UNITS (sizeof(units) / sizeof(units[0]))
 
-/* "24h", "90d", "0": milliseconds.  KMS_ERR_SYNTAX: it is none. */
-static int
+int
 parse_duration(const char *text, int64_t *ms)
 {
     char *end;

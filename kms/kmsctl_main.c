@@ -724,6 +724,8 @@ static const struct option options[] = {
     {"limit", required_argument, NULL, 'n'},
     {"follow", no_argument, NULL, 'f'},
     {"watch", no_argument, NULL, 'v'},
+    {"for", required_argument, NULL, 'O'},
+    {"dry-run", no_argument, NULL, 'D'},
     {"all", no_argument, NULL, 'a'},
     {"key", required_argument, NULL, 'k'},
     {"checkpoint", required_argument, NULL, 'c'},
@@ -748,7 +750,7 @@ static const struct option options[] = {
     {NULL, 0, NULL, 0},
 };
 /* Those whose values are only collected, for the commands to read. */
-#define COLLECTED "ipgyrBPCFTESHwtIN"
+#define COLLECTED "ipgyrBPCFTESHwtINO"
 
 static const struct {
     char letter;
@@ -760,6 +762,8 @@ static const struct {
     {'b', "  --bits N       size of the static RSA key: 2048, 3072 (default) or 4096"},
     {'x', "  --exit         finish what is under way, then end the server"},
     {'n', "  --limit N      at most so many entries (default 20, at most 1000)"},
+    {'O', "  --for LENGTH   how long: 30m, 2h, 7d; at most 90 days"},
+    {'D', "  --dry-run      show what it would touch, and do nothing"},
     {'v', "  --watch        show it every second, until it is done"},
     {'a', "  --all          of all organisations, and of the installation"},
     {'f', "  --follow       go on with new entries as they are made"},
@@ -768,7 +772,7 @@ static const struct {
     {'o', "  --out FILE     where to write it, of a report a directory; default: standard output"},
     {'i', "  --identity URI the SAN URI of the service's certificates"},
     {'p', "  --purpose P    indexing, dlp, ediscovery, archival, transcoding; several: P,P"},
-    {'g', "  --org NAME     an organisation that it may see; several: NAME,NAME"},
+    {'g', "  --org NAME     an organisation (of a service several: NAME,NAME)"},
     {'C', "  --custodian U  a user whose resources are covered; several: U,U"},
     {'y',
      "  --kind K       space, meeting, file, whiteboard, calendar; several: K,K (default all)"},
@@ -830,8 +834,9 @@ static const struct command main_commands[] = {
     {"completion bash", "", 0, 0, "", "print a completion script for bash", run_completion},
     {NULL, NULL, 0, 0, NULL, NULL, NULL},
 };
-static const struct command *const command_lists[] = {
-    main_commands, control_commands, explain_commands, cmk_commands, rotation_commands};
+static const struct command *const command_lists[] = {main_commands,     control_commands,
+                                                      explain_commands,  cmk_commands,
+                                                      rotation_commands, freeze_commands};
 
 /* All of them; those with the same first word stand together. */
 #define COMMANDS_MAX 160
@@ -1083,6 +1088,9 @@ parse_options(struct ctl *ctl, int argc, char **argv, bool *help, char *given)
             break;
         case 'v':
             ctl->watch = true;
+            break;
+        case 'D':
+            ctl->dry_run = true;
             break;
         case 'a':
             ctl->all = true;

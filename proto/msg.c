@@ -141,7 +141,7 @@ static const struct {
     {KMS_CODE_REVOKED,
      "The organisation's main key is revoked; its administrator must make it active again"},
     {KMS_CODE_DISABLED,
-     "The organisation's main key is disabled; its administrator must make it active again"},
+     "This is frozen for now, or the organisation's main key is disabled; ask its administrator"},
     {KMS_CODE_BOUND, "The key is bound to another resource already; use a new key"},
     {KMS_CODE_CONFLICT, "The object's state does not allow this; retrieve it and decide anew"},
     {KMS_CODE_DESTROYED, "The object was destroyed and cannot be brought back"},

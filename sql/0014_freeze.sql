@@ -224,7 +224,7 @@ BEGIN
         RETURNING jsonb_build_object('freeze', f.freeze_id) INTO d.result;
     END IF;
     IF v_before IS NOT NULL THEN
-        d.result := d.result || jsonb_build_object('before', ms(v_before));
+        d.result := d.result || jsonb_build_object('frozen_until', ms(v_before));
     END IF;
     IF c.args ->> 'scope' = 'user' THEN
         d.result := d.result || jsonb_build_object('person', (person_of(c.org, 'user', c.args ->> 'target')).person);

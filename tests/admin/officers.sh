@@ -93,6 +93,9 @@ approvals reject $none|f|approval.reject
 canary add $none|f|canary.add
 canary remove $none|f|canary.remove
 canary list|ofa|canary.list
+freeze org no-such-org --for 1h --dry-run|f|freeze.preview
+freeze list|ofa|freeze.list
+thaw org no-such-org|f|thaw
 explain no-such-request|fa|explain
 log level|o|log.level
 reload|o|reload

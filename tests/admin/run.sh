@@ -196,6 +196,21 @@ has "a suspended organisation is refused" "$refusal" 403
 "$ctl" org resume "$org" >/dev/null
 if as_alice key get "$key" >/dev/null 2>&1; then ok; else bad "a resumed organisation is served"; fi
 
+check "freeze --dry-run" 0 "$ctl" freeze resource "$resource" --for 1h --dry-run
+has "the impact is shown" "$out" '^  keys +1'
+if as_alice key get "$key" >/dev/null 2>&1; then ok; else bad "a dry run freezes"; fi
+check "freeze" 0 "$ctl" freeze resource "$resource" --for 1h --json
+is "freeze --json has the impact" "$(jq -r '.state + " " + (.impact.keys | tostring)' <<<"$out")" "done 1"
+has "what is frozen is refused" "$(as_alice key get "$key" 2>&1 >/dev/null)" 405006
+check "freeze list" 0 "$ctl" freeze list
+has "freeze list" "$out" "^resource +${resource##*/} +$org "
+check "thaw" 0 "$ctl" thaw resource "$resource"
+if as_alice key get "$key" >/dev/null 2>&1; then ok; else bad "what is thawed is released"; fi
+check "thaw again" 1 "$ctl" thaw resource "$resource"
+check "freeze for how long" 2 "$ctl" freeze resource "$resource"
+check "a user is somebody's" 1 "$ctl" freeze user alice --for 1h
+has "a user is somebody's" "$err" 'org is missing'
+
 # --- the keeper's jobs are begun here and looked at later, since they come round only now and then ---
 
 sql() { psql -X -q -A -t -d "$KMS_DATABASE_URL" -c "$1"; }

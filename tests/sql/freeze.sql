@@ -76,7 +76,7 @@ SELECT is((SELECT min(l.verdict) FROM pg_temp.list('bob', 'frozen room') l), 405
 SELECT is((pg_temp.bind('alice', 'f3', 'frozen room')).verdict, 405006, 'nothing is bound to it');
 SELECT is(pg_temp.get('bob', 'f2'), 0, 'another one is released');
 SELECT is(pg_temp.keys('alice', '{f4}'), 0, 'keys are made');
-SELECT is((pg_temp.freeze('resource', pg_temp.id('frozen room')::text, ms => 7200000)).result ? 'before', true, 'frozen for longer');
+SELECT is((pg_temp.freeze('resource', pg_temp.id('frozen room')::text, ms => 7200000)).result ? 'frozen_until', true, 'frozen for longer');
 SELECT is(jsonb_array_length(pg_temp.frozen()), 1, 'is the same freeze');
 SELECT is(pg_temp.thaw('resource', upper(pg_temp.id('frozen room')::text)), 0, 'thawed, by another officer');
 SELECT is((pg_temp.entry()).action, 'thaw', 'on record');
