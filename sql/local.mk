@@ -36,7 +36,7 @@ EXTRA_DIST += \
 	tests/sql/run.sh \
 	tests/sql/suite_migrate.sh tests/sql/suite_pgtap.sh tests/sql/suite_races.sh tests/sql/suite_plans.sh \
 	tests/sql/fixture.psql tests/sql/officers.psql tests/sql/races.psql \
-	tests/sql/authorizations.sql tests/sql/channels.sql tests/sql/containers.sql tests/sql/control.sql tests/sql/explain.sql tests/sql/freeze.sql tests/sql/keeper.sql tests/sql/keys_bind.sql \
+	tests/sql/authorizations.sql tests/sql/channels.sql tests/sql/containers.sql tests/sql/control.sql tests/sql/destruction.sql tests/sql/explain.sql tests/sql/freeze.sql tests/sql/keeper.sql tests/sql/keys_bind.sql \
 	tests/sql/keys_create.sql tests/sql/keys_release.sql tests/sql/log.sql tests/sql/main_keys.sql tests/sql/matters.sql tests/sql/nested.sql tests/sql/officers.sql tests/sql/operations.sql tests/sql/privileges.sql tests/sql/rotation.sql \
 	tests/sql/recordings.sql tests/sql/refusals.sql tests/sql/services.psql tests/sql/services.sql tests/sql/resource_keys.sql tests/sql/resources.sql tests/sql/sweep.sql tests/sql/walks.sql \
 	tests/bench/seed.sql tests/bench/pgbench_release_50.sql tests/bench/pgbench_release_1.sql \

@@ -289,11 +289,12 @@ SELECT ok(e.action = 'canary.add' AND e.org_id = pg_temp.id('acme') AND e.resour
 SELECT is((pg_temp.act('canary.remove', jsonb_build_object('resource', pg_temp.id('space')))).verdict, 0, 'removed');
 SELECT is(kms.canary_list(NULL), '[]', 'gone');
 
--- Destruction.
+-- Destruction, without a waiting period; destruction.sql has those.
+SELECT kms.destruction_waiting(0);
 SELECT is(pg_temp.get('bob', 'k1'), 0, 'a key opens');
 SELECT pg_temp.propose('key.destroy', jsonb_build_object('key', pg_temp.id('k1'))) AS id \gset
 SELECT is(pg_temp.look(:'id') -> 'impact', jsonb_build_object('organisations', '["acme"]'::jsonb, 'services', '["b","scan2"]'::jsonb, 'keys', 1, 'resources', 1, 'users', 3, 'open_to_resources', 0,
-    'resource', pg_temp.id('space'), 'kind', 'space', 'destroyed', false), 'what goes with it');
+    'resource', pg_temp.id('space'), 'kind', 'space', 'destroyed', false, 'waiting', '0'), 'what goes with it');
 SELECT is(pg_temp.get('bob', 'k1'), 0, 'still');
 SELECT is((pg_temp.approve(:'id', op => 'destroy')).verdict, 0, 'destroyed');
 SELECT ok(e.action = 'key.destroy' AND e.kind = 'operator' AND e.key_ids = ARRAY[pg_temp.id('k1')] AND e.resource_id = pg_temp.id('space') AND e.detail ->> 'approval' = :'id', 'on record, with the key') FROM pg_temp.entry() e;

@@ -5,14 +5,17 @@ BEGIN;
 -- What each role may execute: this list and nothing else.
 CREATE TEMP TABLE allowed (role name, functions name[]);
 INSERT INTO allowed VALUES
-    ('kms_worker', '{authorizations_create,authorizations_delete,authorizations_list,channel_create,channel_delete,channels_check,channels_open,
-                     keys_bind,keys_create,keys_release,main_key_act,orgs_get,recording_create,recording_delete,recording_get,recording_update,recordings_list,refusals_record,
+    ('kms_worker', '{authorizations_create,authorizations_delete,authorizations_list,channel_create,channel_delete,channels_check,channels_open,keys_bind,keys_create,
+                     keys_release,main_key_act,mint_under,orgs_get,recording_create,recording_delete,recording_get,recording_update,recordings_list,refusals_record,
                      resource_create,resource_get,resource_keys,resource_keys_create,resource_releases,server_check,service_channel_create,service_release,wraps_add}'),
     ('kms_keeper', '{admin_record,approval_approve,approval_list,approval_reject,approval_show,approvals_expire,audit_tail,canary_alert,canary_list,canary_raise,
-                     canary_told,certificates_revoked,control_act,explain,freeze_act,freeze_preview,freezes_list,key_show,log_checkpoint_add,log_cosign,log_due,log_entries,log_find,log_hashes,
-                     log_nodes_get,log_notes,log_sequence,log_show,log_stream_done,log_stream_next,log_strays,main_key_end,main_key_gone,main_key_work,main_keys_list,matter_list,matter_report,matter_show,org_add,
-                     org_set_state,org_show,orgs_get,orgs_list,person_erase,purposes_list,resource_show,root_add,root_get,server_check,service_show,
-                     services_list,settings_list,stats,sweep,wrapping_key_add,wrapping_keys_due,node_turn,node_root,rotation_problem,root_rotation_name,root_rotation_made,root_rotation_advance,rewrap_next,rewrap_store,check_next,root_rotation_end,reseal_begin,reseal_next,reseal_store,generations_unneeded,roots_list,rotations_status}');
+                     canary_told,certificate_list,certificate_show,certificate_signed,certificates_revoked,check_next,clock_show,clock_tick,control_act,destroy_work,
+                     destruction_list,destruction_waiting,destructions_do,explain,freeze_act,freeze_preview,freezes_list,generations_unneeded,key_show,log_checkpoint_add,
+                     log_cosign,log_due,log_entries,log_find,log_hashes,log_nodes_get,log_notes,log_sequence,log_show,log_strays,log_stream_done,log_stream_next,
+                     main_key_end,main_key_gone,main_key_work,main_keys_list,matter_list,matter_report,matter_show,month_key_add,node_forgot,node_root,node_turn,org_add,
+                     org_set_state,org_show,orgs_get,orgs_list,period_made,person_erase,purposes_list,reseal_begin,reseal_done,reseal_next,reseal_store,resource_show,
+                     retention_preview,rewrap_next,rewrap_store,root_add,root_get,root_rotation_advance,root_rotation_end,root_rotation_made,root_rotation_name,roots_list,
+                     rotation_problem,rotations_status,server_check,service_show,services_list,settings_list,stats,sweep,wrapping_key_add,wrapping_keys_due}');
 CREATE TEMP TABLE tables AS
     SELECT c.oid, c.oid::regclass AS name, c.relkind FROM pg_class c WHERE c.relnamespace = 'kms'::regnamespace AND c.relkind IN ('r', 'v', 'm', 'p', 'S');
 
