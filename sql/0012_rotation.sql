@@ -346,22 +346,24 @@ BEGIN
            AND EXISTS (SELECT FROM roots r WHERE r.org_id = nobody() AND r.root_id = w.root_id)
          ORDER BY w.org_id, w.generation LIMIT lim
     LOOP
-        -- From a random place on; from the last one back, if that finds none near.
+        -- From a random place on; from the last one back, if that finds none near.  In the order of the primary key, with
+        -- ranges in place of "org_id =": else the index of ids alone would do for the order, and that has all organisations'.
         v_from := gen_random_uuid();
         SELECT false, s.key_id, s.blob INTO channel, object, blob
-          FROM (SELECT k.* FROM content_keys k WHERE k.org_id = org AND k.key_id >= v_from ORDER BY k.key_id LIMIT 50) s
-         WHERE s.generation = check_next.generation AND s.blob IS NOT NULL LIMIT 1;
+          FROM (SELECT k.* FROM content_keys k WHERE (k.org_id, k.key_id) >= (org, v_from) ORDER BY k.org_id, k.key_id LIMIT 50) s
+         WHERE s.org_id = org AND s.generation = check_next.generation AND s.blob IS NOT NULL LIMIT 1;
         IF NOT FOUND THEN
             SELECT false, k.key_id, k.blob INTO channel, object, blob FROM content_keys k
-             WHERE k.org_id = org AND k.generation = check_next.generation AND k.blob IS NOT NULL ORDER BY k.key_id DESC LIMIT 1;
+             WHERE k.org_id >= org AND k.org_id <= org AND k.generation = check_next.generation AND k.blob IS NOT NULL
+             ORDER BY k.org_id DESC, k.key_id DESC LIMIT 1;
         END IF;
         IF NOT FOUND THEN
             SELECT false, k.recording_id, k.blob INTO channel, object, blob FROM recordings k
-             WHERE k.org_id = org AND k.generation = check_next.generation AND k.blob IS NOT NULL ORDER BY k.recording_id DESC LIMIT 1;
+             WHERE k.org_id = org AND k.generation = check_next.generation AND k.blob IS NOT NULL LIMIT 1;
         END IF;
         IF NOT FOUND THEN
             SELECT true, k.channel_id, k.blob INTO channel, object, blob FROM channels k
-             WHERE k.org_id = org AND k.generation = check_next.generation ORDER BY k.channel_id DESC LIMIT 1;
+             WHERE k.org_id = org AND k.generation = check_next.generation LIMIT 1;
         END IF;
         RETURN NEXT;
     END LOOP;
@@ -539,27 +541,28 @@ BEGIN
     rotation := r.rotation_id;
     org := r.org_id;
     part := r.part;
+    -- In the order of the primary key: the index of ids alone has all organisations' (see check_next).
     IF r.part = 'keys' THEN
-        SELECT count(*), max(s.key_id::text)::uuid, count(*) FILTER (WHERE s.generation = ANY (v_old) AND s.there)
+        SELECT count(*), (array_agg(s.key_id ORDER BY s.key_id DESC))[1], count(*) FILTER (WHERE s.mine)
           INTO v_seen, v_last, v_found
-          FROM (SELECT k.key_id, k.generation, k.blob IS NOT NULL AS there FROM content_keys k
-                 WHERE k.org_id = r.org_id AND k.key_id > v_from ORDER BY k.key_id LIMIT v_scan) s;
+          FROM (SELECT k.key_id, k.generation = ANY (v_old) AND k.blob IS NOT NULL AS mine FROM content_keys k
+                 WHERE (k.org_id, k.key_id) > (r.org_id, v_from) AND k.org_id <= r.org_id ORDER BY k.org_id, k.key_id LIMIT v_scan) s;
         IF v_found > lim THEN
-            SELECT max(f.key_id::text)::uuid INTO v_last
-              FROM (SELECT s.key_id FROM (SELECT k.key_id, k.generation, k.blob IS NOT NULL AS there FROM content_keys k
-                             WHERE k.org_id = r.org_id AND k.key_id > v_from ORDER BY k.key_id LIMIT v_scan) s
-                     WHERE s.generation = ANY (v_old) AND s.there ORDER BY s.key_id LIMIT lim) f;
+            SELECT s.key_id INTO v_last
+              FROM (SELECT k.key_id, k.generation = ANY (v_old) AND k.blob IS NOT NULL AS mine FROM content_keys k
+                     WHERE (k.org_id, k.key_id) > (r.org_id, v_from) AND k.org_id <= r.org_id ORDER BY k.org_id, k.key_id LIMIT v_scan) s
+             WHERE s.mine ORDER BY s.key_id OFFSET lim - 1 LIMIT 1;
         END IF;
     ELSE
-        SELECT count(*), max(s.recording_id::text)::uuid, count(*) FILTER (WHERE s.generation = ANY (v_old) AND s.there)
+        SELECT count(*), (array_agg(s.recording_id ORDER BY s.recording_id DESC))[1], count(*) FILTER (WHERE s.mine)
           INTO v_seen, v_last, v_found
-          FROM (SELECT k.recording_id, k.generation, k.blob IS NOT NULL AS there FROM recordings k
-                 WHERE k.org_id = r.org_id AND k.recording_id > v_from ORDER BY k.recording_id LIMIT v_scan) s;
+          FROM (SELECT k.recording_id, k.generation = ANY (v_old) AND k.blob IS NOT NULL AS mine FROM recordings k
+                 WHERE (k.org_id, k.recording_id) > (r.org_id, v_from) AND k.org_id <= r.org_id ORDER BY k.org_id, k.recording_id LIMIT v_scan) s;
         IF v_found > lim THEN
-            SELECT max(f.recording_id::text)::uuid INTO v_last
-              FROM (SELECT s.recording_id FROM (SELECT k.recording_id, k.generation, k.blob IS NOT NULL AS there FROM recordings k
-                             WHERE k.org_id = r.org_id AND k.recording_id > v_from ORDER BY k.recording_id LIMIT v_scan) s
-                     WHERE s.generation = ANY (v_old) AND s.there ORDER BY s.recording_id LIMIT lim) f;
+            SELECT s.recording_id INTO v_last
+              FROM (SELECT k.recording_id, k.generation = ANY (v_old) AND k.blob IS NOT NULL AS mine FROM recordings k
+                     WHERE (k.org_id, k.recording_id) > (r.org_id, v_from) AND k.org_id <= r.org_id ORDER BY k.org_id, k.recording_id LIMIT v_scan) s
+             WHERE s.mine ORDER BY s.recording_id OFFSET lim - 1 LIMIT 1;
         END IF;
     END IF;
     more := v_seen = v_scan OR v_found > lim;
@@ -571,12 +574,13 @@ BEGIN
     FOR object, generation, root, wrapped, blob IN
         SELECT k.key_id, k.generation, w.root_id, w.wrapped, k.blob
           FROM content_keys k JOIN wrapping_keys w ON w.org_id = k.org_id AND w.generation = k.generation
-         WHERE r.part = 'keys' AND k.org_id = r.org_id AND k.key_id > v_from AND k.key_id <= v_last AND k.generation = ANY (v_old) AND k.blob IS NOT NULL
+         WHERE r.part = 'keys' AND (k.org_id, k.key_id) > (r.org_id, v_from) AND (k.org_id, k.key_id) <= (r.org_id, v_last)
+           AND k.generation = ANY (v_old) AND k.blob IS NOT NULL
         UNION ALL
         SELECT k.recording_id, k.generation, w.root_id, w.wrapped, k.blob
           FROM recordings k JOIN wrapping_keys w ON w.org_id = k.org_id AND w.generation = k.generation
-         WHERE r.part = 'recordings' AND k.org_id = r.org_id AND k.recording_id > v_from AND k.recording_id <= v_last AND k.generation = ANY (v_old)
-           AND k.blob IS NOT NULL
+         WHERE r.part = 'recordings' AND (k.org_id, k.recording_id) > (r.org_id, v_from) AND (k.org_id, k.recording_id) <= (r.org_id, v_last)
+           AND k.generation = ANY (v_old) AND k.blob IS NOT NULL
     LOOP
         v_found := v_found + 1;
         RETURN NEXT;
