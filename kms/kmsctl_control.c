@@ -1020,7 +1020,9 @@ const struct command control_commands[] = {
     {"approvals reject", "ID", 1, 1, "w", "end it; who asked for it takes it back so",
      run_approvals_reject},
     {"org set", "NAME SETTING=VALUE...", 2, 1 + SETTINGS_MAX, "",
-     "compliance=role|matter, dlp.age=24h (needs approval where it opens up)", run_org_set},
+     "compliance=role|matter, dlp.age=24h, rotate.removal=on|off, retention.recording=90d, "
+     "retention.transcript=90d (needs approval where it opens up, or destroys earlier)",
+     run_org_set},
     {"org get", "NAME", 1, 1, "", "its settings", run_org_get},
     {"rule set", "SETTING=VALUE...", 1, SETTINGS_MAX, "",
      "approvals=2, approvals.matter=2, approvals.lifetime=3d (likewise)", run_rule_set},
