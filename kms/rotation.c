@@ -42,6 +42,7 @@
 #define BATCH_FIRST 32
 #define BATCH_MAX   256
 #define BATCHES     4   /* a second, at least */
+#define CATCH_UP_MS 500 /* of what a batch took longer, the next ones make up for */
 #define QUICK_MS    100 /* of a batch in the HSM: the next may be larger */
 #define SLOW_MS     500
 #define WHY_MAX     160
@@ -64,7 +65,8 @@ struct rotator {
     bool stopped;
     json_t *turn; /* owned: what there is to do; NULL: not asked yet */
     int64_t turned, tidied;
-    size_t at; /* in a list of the turn's */
+    int64_t due; /* when the rate allows the next batch */
+    size_t at;   /* in a list of the turn's */
     void (*resume)(struct rotator *r);
 
     /* the root's rotation */
@@ -144,11 +146,14 @@ ask(struct rotator *r, enum keeper_statement s, struct db_params *p, db_cb *cb)
 static void
 pace(struct rotator *r, unsigned n, void (*next)(struct rotator *r))
 {
-    int64_t due = r->began + (int64_t)n * 1000 / r->k->cfg->rewrap_rate, now = now_ms();
+    int64_t now = now_ms();
 
+    if (r->due < now - CATCH_UP_MS)
+        r->due = now - CATCH_UP_MS;
+    r->due += (int64_t)n * 1000 / r->k->cfg->rewrap_rate;
     r->resume = next;
     r->told[0] = '\0';
-    arm(r, due > now ? due - now : 0);
+    arm(r, r->due > now ? r->due - now : 0);
 }
 
 static bool
@@ -1127,6 +1132,12 @@ rotator_new(struct keeper *k)
     }
     arm(r, FIRST_MS);
     return r;
+}
+
+const struct uuid *
+rotator_node(const struct rotator *r)
+{
+    return &r->me;
 }
 
 void

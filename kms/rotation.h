@@ -16,11 +16,14 @@
 
 struct keeper;
 struct rotator;
+struct uuid;
 
 /* Begins; k is borrowed.  NULL: no memory. */
 struct rotator *rotator_new(struct keeper *k);
 /* Begins nothing any more; what is under way is given back when database and HSM are freed. */
 void rotator_stop(struct rotator *r);
+/* This keeper's id among the nodes. */
+const struct uuid *rotator_node(const struct rotator *r);
 /* After database and HSM.  NULL is fine. */
 void rotator_free(struct rotator *r);
 

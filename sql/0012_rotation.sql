@@ -409,7 +409,6 @@ DECLARE
     v_now timestamptz(3) := clock_timestamp();
     v_before record;
     v_current integer;      -- NULL: no such organisation
-    v_next integer;
     v_main_key uuid;
     v_why text;
 BEGIN
@@ -444,21 +443,19 @@ BEGIN
         RETURN NEXT;
         RETURN;
     END IF;
-    -- Keys of months have numbers of the same row.
-    SELECT greatest(coalesce(max(w.generation), 0), v_current) + 1 INTO v_next FROM wrapping_keys w WHERE w.org_id = org;
-    INSERT INTO wrapping_keys (org_id, generation, root_id, wrapped, kcv, created_at) VALUES (org, v_next, root, wrapped, kcv, v_now);
+    INSERT INTO wrapping_keys (org_id, generation, root_id, wrapped, kcv, created_at) VALUES (org, generation, root, wrapped, kcv, v_now);
     UPDATE wrapping_keys w SET replace_at = NULL WHERE w.org_id = org AND w.replace_at IS NOT NULL;
     IF org = nobody() THEN
-        UPDATE installation t SET generation = v_next WHERE t.org_id = org;
+        UPDATE installation t SET generation = wrapping_key_add.generation WHERE t.org_id = org;
     ELSE
-        UPDATE organisations o SET generation = v_next WHERE o.org_id = org;
+        UPDATE organisations o SET generation = wrapping_key_add.generation WHERE o.org_id = org;
         INSERT INTO rotations AS x (org_id, rotation_id, kind, to_id, total, started_at)
-        VALUES (org, gen_random_uuid(), 'wrapping_key', v_next::text, 0, v_now)
+        VALUES (org, gen_random_uuid(), 'wrapping_key', generation::text, 0, v_now)
             ON CONFLICT (org_id, kind) WHERE state = 'running' DO UPDATE
                 SET to_id = excluded.to_id, total = 0, done = 0, counted = false, begun = false, part = 'keys', cursor_id = NULL, found = 0,
                     stored = 0, next_at = NULL, problem = NULL;
     END IF;
-    result := jsonb_build_object('generation', v_next, 'root', root);
+    result := jsonb_build_object('generation', generation, 'root', root);
     PERFORM record_admin(org, op, actor, 'wrapping_key.add', 0, result);
     RETURN NEXT;
 END $$;
