@@ -1,4 +1,4 @@
-/* clock.c - the system's two clocks as one number each. */
+/* clock.c - the system's clocks as one number each. */
 #include "kms/clock.h"
 
 #include <time.h>
@@ -16,6 +16,15 @@ int64_t
 now_ms(void)
 {
     return now_us() / 1000;
+}
+
+int64_t
+boot_ms(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_BOOTTIME, &ts);
+    return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
 }
 
 int64_t

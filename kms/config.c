@@ -155,6 +155,8 @@ static const struct conf_setting settings[] = {
     SECONDS("token", "max_lifetime", max_lifetime, "1d", 0, 3650 * DAY,
         "tokens with more time than this to their end are refused; 0: any"),
 
+    SECONDS("keys", "waiting", waiting, "7d", 0, 365 * DAY,
+        "how long a command to destroy waits, and can be undone; 0: not at all"),
     NUMBER("keys", "rewrap_rate", rewrap_rate, "1000", 1, 1000000,
         "keys a second that the keeper moves to another wrapping key or root in the background"),
     TRUTH("keys", "byok", byok, "yes",

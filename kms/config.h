@@ -68,6 +68,7 @@ struct config {
     long long introspection_cache; /* seconds */
     long long leeway, max_lifetime;
     /* [keys] */
+    long long waiting;     /* seconds that a command to destroy waits, and can be undone */
     long long rewrap_rate; /* keys a second that the keeper moves in the background */
     bool byok;             /* customers may have main keys of their own */
     bool main_key_128;     /* which may have 128 bits */

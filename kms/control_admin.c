@@ -251,8 +251,6 @@ const struct method control_methods[] = {
     {"setting.set", ROLE_OFFICER, call_act, RECORD_SQL},
     {"canary.add", ROLE_OFFICER, call_act, RECORD_SQL},
     {"canary.remove", ROLE_OFFICER, call_act, RECORD_SQL},
-    {"key.destroy", ROLE_OFFICER, call_act, RECORD_SQL},
-    {"resource.destroy", ROLE_OFFICER, call_act, RECORD_SQL},
     {"audit.suspend", ROLE_OFFICER, call_act, RECORD_SQL},
     {"audit.resume", ROLE_OFFICER, call_act, RECORD_SQL},
     {"cmk.public_key", ROLE_OFFICER, cmk_run, RECORD_SQL},

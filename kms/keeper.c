@@ -24,6 +24,7 @@
 #include "kms/clock.h"
 #include "kms/config.h"
 #include "kms/db.h"
+#include "kms/destroy.h"
 #include "kms/fault.h"
 #include "kms/harden.h"
 #include "kms/mainkey.h"
@@ -34,7 +35,8 @@
 #include "proto/err.h"
 #include "proto/json.h"
 
-#define DB_CONNECTIONS 3 /* one may wait in a sweep, one in a rotation, while an operator asks */
+#define DB_CONNECTIONS                                                                             \
+    4 /* one may wait in a sweep, some in a rotation and a destruction, while an operator asks */
 #define SWEEP_MS       10000
 #define SWEEP_MORE_MS  100 /* after a full batch */
 #define SWEEP_BATCH    1000
@@ -156,6 +158,33 @@ static const struct db_statement statements[KS_N] = {
     [KS_FREEZE_PREVIEW] = {"freeze_preview", "SELECT verdict, result FROM kms.freeze_preview($1)",
                            1},
     [KS_FREEZES_LIST] = {"freezes_list", "SELECT kms.freezes_list($1)", 1},
+    /* the kernel's id of this run of the machine, milliseconds of it */
+    [KS_CLOCK_TICK] = {"clock_tick", "SELECT kms.clock_tick($1, $2)", 2},
+    [KS_CLOCK_SHOW] = {"clock_show", "SELECT kms.clock_show()", 0},
+    [KS_DESTRUCTION_WAITING] = {"destruction_waiting", "SELECT kms.destruction_waiting($1)", 1},
+    /* this keeper, whether to look ahead, items of each kind */
+    [KS_DESTROY_WORK] = {"destroy_work", "SELECT kms.destroy_work($1, $2::text::boolean, $3)", 3},
+    /* period key, kcv */
+    [KS_PERIOD_MADE] = {"period_made", "SELECT kms.period_made($1, $2)", 2},
+    /* org, period key, wrapped, kcv */
+    [KS_MONTH_KEY_ADD] = {"month_key_add", "SELECT kms.month_key_add($1, $2, $3, $4)", 4},
+    /* orgs, objects, kinds, befores, generations, generations to be, afters */
+    [KS_RESEAL_DONE] = {"reseal_done", "SELECT kms.reseal_done($1, $2, $3, $4, $5, $6, $7)", 7},
+    /* this keeper, a period key or an organisation */
+    [KS_NODE_FORGOT] = {"node_forgot", "SELECT kms.node_forgot($1, $2)", 2},
+    /* org, certificate, note */
+    [KS_CERTIFICATE_SIGNED] = {"certificate_signed", "SELECT kms.certificate_signed($1, $2, $3)",
+                               3},
+    /* rows in one transaction */
+    [KS_DESTRUCTIONS_DO] = {"destructions_do", "SELECT kms.destructions_do($1)", 1},
+    /* organisation's name or NULL, state or NULL */
+    [KS_DESTRUCTION_LIST] = {"destruction_list", "SELECT kms.destruction_list($1, $2)", 2},
+    /* organisation's name or NULL, limit */
+    [KS_CERTIFICATE_LIST] = {"certificate_list", "SELECT kms.certificate_list($1, $2)", 2},
+    [KS_CERTIFICATE_SHOW] = {"certificate_show", "SELECT kms.certificate_show($1)", 1},
+    /* organisation's name or NULL, until when (0: tonight), items */
+    [KS_RETENTION_PREVIEW] = {"retention_preview",
+                              "SELECT kms.retention_preview($1, nullif($2::bigint, 0), $3)", 3},
 };
 
 static void
@@ -179,7 +208,8 @@ sweep_done(void *ctx, int err, const PGresult *res, const char *sqlstate)
     } counts[] = {{"channels", &s->channels},
                   {"unbound_keys", &s->unbound_keys},
                   {"resources", &s->resources},
-                  {"keys", &s->keys}};
+                  {"keys", &s->keys},
+                  {"recordings", &s->recordings}};
     const char *text;
     json_t *j = NULL;
     size_t len;
@@ -823,6 +853,7 @@ keeper_release(struct keeper *k)
     /* Their callbacks answer calls of the admin socket, so that one goes last. */
     metrics_free(k->metrics);
     rotator_stop(k->rotator);
+    destroyer_stop(k->destroyer);
     db_free(k->db);
     k->db = NULL; /* calls that end below write no entry any more */
     audit_stop(k->audit);
@@ -830,6 +861,7 @@ keeper_release(struct keeper *k)
     revoked_free(k->revoked);
     hsm_free(k->hsm);
     main_keys_free(k->main_keys);
+    destroyer_free(k->destroyer);
     rotator_free(k->rotator);
     audit_free(k->audit);
     admin_free(k->admin);
@@ -858,7 +890,7 @@ keeper_main(const struct config *cfg, struct shared *sh, int admin_fd, int metri
         (term = evsignal_new(k.base, SIGTERM, on_term, &k)) == NULL || !connect_all(&k) ||
         (k.admin = admin_new(&k, admin_fd)) == NULL || (k.audit = audit_new(&k)) == NULL ||
         (k.revoked = revoked_new(&k)) == NULL || (k.main_keys = main_keys_new(&k)) == NULL ||
-        (k.rotator = rotator_new(&k)) == NULL ||
+        (k.rotator = rotator_new(&k)) == NULL || (k.destroyer = destroyer_new(&k)) == NULL ||
         (metrics_fd >= 0 && (k.metrics = metrics_new(&k, metrics_fd)) == NULL)) {
         log_error("the keeper could not start: out of memory", NULL);
         goto out;

@@ -21,6 +21,7 @@ struct admin;
 struct audit;
 struct config;
 struct db;
+struct destroyer;
 struct event;
 struct event_base;
 struct hsm;
@@ -94,6 +95,20 @@ enum keeper_statement {
     KS_FREEZE_ACT,
     KS_FREEZE_PREVIEW,
     KS_FREEZES_LIST,
+    KS_CLOCK_TICK,
+    KS_CLOCK_SHOW,
+    KS_DESTRUCTION_WAITING,
+    KS_DESTROY_WORK,
+    KS_PERIOD_MADE,
+    KS_MONTH_KEY_ADD,
+    KS_RESEAL_DONE,
+    KS_NODE_FORGOT,
+    KS_CERTIFICATE_SIGNED,
+    KS_DESTRUCTIONS_DO,
+    KS_DESTRUCTION_LIST,
+    KS_CERTIFICATE_LIST,
+    KS_CERTIFICATE_SHOW,
+    KS_RETENTION_PREVIEW,
     KS_N
 };
 
@@ -110,7 +125,7 @@ enum root_state {
 /* What the sweeper did since this process started. */
 struct sweeper {
     uint64_t runs, failures;
-    uint64_t channels, unbound_keys, resources, keys; /* removed */
+    uint64_t channels, unbound_keys, resources, keys, recordings; /* removed */
     long long last;                                   /* seconds since 1970; 0: never */
     int64_t last_ms;                                  /* how long it took */
 };
@@ -129,6 +144,7 @@ struct keeper {
     struct revoked *revoked;
     struct main_keys *main_keys;
     struct rotator *rotator;
+    struct destroyer *destroyer;
 
     enum root_state root;
     struct uuid root_id; /* the active root that the database names; zero: none yet */

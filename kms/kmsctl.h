@@ -49,6 +49,7 @@ extern const struct command explain_commands[];  /* kmsctl_explain.c */
 extern const struct command cmk_commands[];      /* kmsctl_cmk.c */
 extern const struct command rotation_commands[]; /* kmsctl_rotation.c */
 extern const struct command freeze_commands[];   /* kmsctl_freeze.c */
+extern const struct command destroy_commands[];  /* kmsctl_destroy.c */
 
 /* One line on standard error, "kmsctl: ...". */
 void complain(const char *fmt, ...) __attribute__((format(printf, 1, 2)));

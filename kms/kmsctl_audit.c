@@ -59,8 +59,8 @@ struct remote {
 
 /* --- a log of a server --- */
 
-static int
-read_key(struct note_key *key, const char *text)
+int
+read_note_key(struct note_key *key, const char *text)
 {
     char line[512];
     FILE *f;
@@ -110,7 +110,7 @@ remote_open(struct remote *m, struct ctl *ctl, const char *org)
     m->note = json_string_value(json_object_get(m->log, "note"));
     key = json_string_value(json_object_get(m->log, "key"));
     if (ctl->key != NULL) {
-        status = read_key(&m->key, ctl->key);
+        status = read_note_key(&m->key, ctl->key);
     } else if (key == NULL || note_key_parse(&m->key, key, strlen(key)) != KMS_OK) {
         complain("the server does not know its audit key: is the HSM away?");
         status = EXIT_REFUSED;
@@ -1009,7 +1009,7 @@ run_audit_verify(struct ctl *ctl, int argc, char **argv)
                  "change it");
         return EXIT_USAGE;
     }
-    if ((status = read_key(&key, ctl->key)) != 0)
+    if ((status = read_note_key(&key, ctl->key)) != 0)
         return status;
     if (stat(argv[0], &st) == 0 && S_ISREG(st.st_mode))
         return verify_proof(ctl, argv[0], &key);

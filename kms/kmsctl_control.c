@@ -961,19 +961,6 @@ run_canary_list(struct ctl *ctl, int argc, char **argv)
 }
 
 static int
-run_key_destroy(struct ctl *ctl, int argc, char **argv)
-{
-    return ask_and_tell(ctl, "key.destroy", json_pack("{s:s}", "key", last_part(argv[0])));
-}
-
-static int
-run_resource_destroy(struct ctl *ctl, int argc, char **argv)
-{
-    return ask_and_tell(ctl, "resource.destroy",
-                        json_pack("{s:s}", "resource", last_part(argv[0])));
-}
-
-static int
 run_audit_suspend(struct ctl *ctl, int argc, char **argv)
 {
     return ask_and_tell(ctl, "audit.suspend", json_object());
@@ -1031,10 +1018,6 @@ const struct command control_commands[] = {
      run_canary_add},
     {"canary remove", "RESOURCE", 1, 1, "", "end that", run_canary_remove},
     {"canary list", "[ORG]", 0, 1, "", "all canaries", run_canary_list},
-    {"key destroy", "ID", 1, 1, "", "destroy a content key for ever (needs approval)",
-     run_key_destroy},
-    {"resource destroy", "ID", 1, 1, "", "destroy all keys of a resource (needs approval)",
-     run_resource_destroy},
     {"audit suspend", "", 0, 0, "", "stop the stream to the syslog collector (needs approval)",
      run_audit_suspend},
     {"audit resume", "", 0, 0, "", "let it go on from where it stopped", run_audit_resume},

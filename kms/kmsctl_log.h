@@ -10,6 +10,7 @@
 
 struct buf;
 struct ctl;
+struct note_key;
 struct remote;
 
 /*
@@ -28,5 +29,8 @@ uint64_t log_size(const struct remote *log);
  * (C2SP tlog-proof, with the leaf as its extra data); else an exit status, after complaining.
  */
 int log_prove(struct remote *log, json_int_t entry, uint64_t *index, struct buf *text);
+
+/* A verifier key, or a file with one: 0, or an exit status after complaining. */
+int read_note_key(struct note_key *key, const char *text);
 
 #endif

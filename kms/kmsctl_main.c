@@ -834,9 +834,9 @@ static const struct command main_commands[] = {
     {"completion bash", "", 0, 0, "", "print a completion script for bash", run_completion},
     {NULL, NULL, 0, 0, NULL, NULL, NULL},
 };
-static const struct command *const command_lists[] = {main_commands,     control_commands,
-                                                      explain_commands,  cmk_commands,
-                                                      rotation_commands, freeze_commands};
+static const struct command *const command_lists[] = {
+    main_commands,     control_commands, explain_commands, cmk_commands,
+    rotation_commands, freeze_commands,  destroy_commands};
 
 /* All of them; those with the same first word stand together. */
 #define COMMANDS_MAX 160
