@@ -726,6 +726,8 @@ static const struct option options[] = {
     {"watch", no_argument, NULL, 'v'},
     {"for", required_argument, NULL, 'O'},
     {"dry-run", no_argument, NULL, 'D'},
+    {"backup", required_argument, NULL, 'K'},
+    {"sample", required_argument, NULL, 'm'},
     {"all", no_argument, NULL, 'a'},
     {"key", required_argument, NULL, 'k'},
     {"checkpoint", required_argument, NULL, 'c'},
@@ -750,7 +752,7 @@ static const struct option options[] = {
     {NULL, 0, NULL, 0},
 };
 /* Those whose values are only collected, for the commands to read. */
-#define COLLECTED "ipgyrBPCFTESHwtINO"
+#define COLLECTED "ipgyrBPCFTESHwtINOKm"
 
 static const struct {
     char letter;
@@ -763,6 +765,8 @@ static const struct {
     {'x', "  --exit         finish what is under way, then end the server"},
     {'n', "  --limit N      at most so many entries (default 20, at most 1000)"},
     {'O', "  --for LENGTH   how long: 30m, 2h, 7d; at most 90 days"},
+    {'K', "  --backup PATH  a file or directory of pg_dump, or a directory of pg_basebackup"},
+    {'m', "  --sample N     keys and recordings of each generation (default 10)"},
     {'D', "  --dry-run      show what it would touch, and do nothing"},
     {'v', "  --watch        show it every second, until it is done"},
     {'a', "  --all          of all organisations, and of the installation"},
@@ -836,7 +840,7 @@ static const struct command main_commands[] = {
 };
 static const struct command *const command_lists[] = {
     main_commands,     control_commands, explain_commands, cmk_commands,
-    rotation_commands, freeze_commands,  destroy_commands};
+    rotation_commands, freeze_commands,  restore_commands, destroy_commands};
 
 /* All of them; those with the same first word stand together. */
 #define COMMANDS_MAX 160
