@@ -340,11 +340,12 @@ COMMENT ON FUNCTION refusals_record IS 'Records what was refused before the stat
 CREATE FUNCTION matter_holds(m matters, p_now timestamptz) RETURNS boolean
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, kms, pg_temp AS $$
 BEGIN
-    -- What approves a matter has its id: one that says it is open while that still waits, or was refused, is not.
+    -- What approves a matter has its id: one that says it is open without that, or while that still waits, is not.
     RETURN m.state = 'open' AND m.approved_at IS NOT NULL AND m.expires_at > p_now
        AND m.text_sha256 = sha256(convert_to(matter_text(m), 'UTF8'))
-       AND NOT EXISTS (SELECT FROM approvals a
-                        WHERE a.org_id = m.org_id AND a.approval_id = m.matter_id AND a.state <> 'done');
+       AND EXISTS (SELECT FROM approvals a
+                    WHERE a.org_id = m.org_id AND a.approval_id = m.matter_id AND a.action = 'matter.open'
+                      AND a.state = 'done');
 END $$;
 COMMENT ON FUNCTION matter_holds IS 'Open, approved, not expired, and still the text that was approved';
 
