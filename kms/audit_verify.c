@@ -31,6 +31,7 @@ struct segment {
     unsigned width;
     unsigned entries;                                 /* leaves found */
     unsigned char entry[MERKLE_TILE + 1][MERKLE_LEN]; /* their hashes */
+    uint64_t number[MERKLE_TILE + 1];                 /* as they say themselves; 0: they do not */
     bool gone[MERKLE_TILE + 1];
     unsigned tiles; /* hashes found in the tile */
     unsigned char tile[MERKLE_TILE][MERKLE_LEN];
@@ -88,10 +89,43 @@ static void
 tell(struct verifier *v, enum audit_what what, uint64_t first, uint64_t last, int level,
      const char *text)
 {
-    struct audit_finding f = {what, first, last, level, text};
+    struct audit_finding f = {what, first, last, level, text, AUDIT_UNNAMED, 0, 0};
 
     v->report->findings++;
     v->found(v->ctx, &f);
+}
+
+/* Of leaves whose entries are known, from one number to another; 0: they are not. */
+static void
+tell_entries(struct verifier *v, enum audit_what what, uint64_t first, uint64_t last,
+             const char *text, enum audit_named named, uint64_t entry, uint64_t last_entry)
+{
+    struct audit_finding f = {what, first, last, 0, text, AUDIT_UNNAMED, 0, 0};
+
+    if (entry > 0 && last_entry > 0) {
+        f.named = named;
+        f.entry = entry;
+        f.last_entry = last_entry;
+    }
+    v->report->findings++;
+    v->found(v->ctx, &f);
+}
+
+/* The entry's number in a leaf as kms/LOG.md describes it: the first member of that name, which
+ * nothing before it can contain.  0: it has none. */
+static uint64_t
+entry_number(const unsigned char *leaf, size_t len)
+{
+    static const char name[] = "\"entry\":";
+    const size_t n = sizeof(name) - 1;
+    const unsigned char *p = memmem(leaf, len, name, n), *end = leaf + len;
+    uint64_t number = 0;
+
+    if (p == NULL)
+        return 0;
+    for (p += n; p < end && *p >= '0' && *p <= '9' && number < UINT64_MAX / 100; p++)
+        number = number * 10 + (*p - '0');
+    return p < end && (*p == ',' || *p == '}') && number <= INT64_MAX ? number : 0;
 }
 
 void
@@ -336,15 +370,21 @@ name_differences(struct verifier *v, struct segment *s, const unsigned char (*tr
                  unsigned upto)
 {
     const unsigned char(*have)[MERKLE_LEN] = (const unsigned char(*)[MERKLE_LEN])s->entry;
-    uint64_t base = s->index * MERKLE_TILE;
+    const uint64_t base = s->index * MERKLE_TILE, *number = s->number;
     unsigned i = s->entry_from, j = s->from;
     unsigned n = s->entries;
 
     while (j < upto) {
-        unsigned later_truth, later_have;
+        unsigned later_truth, later_have, other;
+        /* What was removed says nothing; the leaf before it does, if it is the right one. */
+        uint64_t before =
+            i > 0 && j > 0 && i - 1 < n && memcmp(have[i - 1], truth[j - 1], MERKLE_LEN) == 0
+                ? number[i - 1]
+                : 0;
 
         if (i < n && s->gone[i]) {
-            tell(v, AUDIT_REMOVED, base + j, base + j, 0, NULL);
+            tell_entries(v, AUDIT_REMOVED, base + j, base + j, NULL, AUDIT_LOGGED, number[i],
+                         number[i]);
             i++;
             j++;
             continue;
@@ -356,39 +396,46 @@ name_differences(struct verifier *v, struct segment *s, const unsigned char (*tr
         }
         if (i >= n) {
             /* The rest of the bundle at once, whatever checkpoints lie in it. */
-            tell(v, base + s->width == v->size ? AUDIT_CUT : AUDIT_REMOVED, base + j,
-                 base + s->width - 1, 0, NULL);
+            tell_entries(v, base + s->width == v->size ? AUDIT_CUT : AUDIT_REMOVED, base + j,
+                         base + s->width - 1, NULL, AUDIT_BEHIND, before, before);
             s->ended = true;
             return;
         }
         later_truth = find_hash(truth, j + 1, s->width, have[i]);
         later_have = find_hash(have, i + 1, n, truth[j]);
         if (later_truth < s->width && later_have < n) {
-            tell(v, AUDIT_MOVED, base + j, base + j, 0, NULL);
+            tell_entries(v, AUDIT_MOVED, base + j, base + j, NULL, AUDIT_LOGGED, number[later_have],
+                         number[later_have]);
             i++;
             j++;
         } else if (later_truth < s->width && n < s->width) {
-            tell(v, AUDIT_REMOVED, base + j, base + later_truth - 1, 0, NULL);
+            tell_entries(v, AUDIT_REMOVED, base + j, base + later_truth - 1, NULL, AUDIT_BEHIND,
+                         before, before);
             j = later_truth;
         } else if (later_have < n && n > s->width) {
-            tell(v, AUDIT_INSERTED, base + j, base + j, 0, NULL);
+            tell_entries(v, AUDIT_INSERTED, base + j, base + j, NULL, AUDIT_SAYS, number[i],
+                         number[i]);
             i = later_have;
         } else if (find_hash(truth, 0, j, have[i]) < j && later_have >= n) {
             /* The other half of a swap, or only a copy. */
-            if (find_hash(have, 0, i, truth[j]) < i)
-                tell(v, AUDIT_MOVED, base + j, base + j, 0, NULL);
+            if ((other = find_hash(have, 0, i, truth[j])) < i)
+                tell_entries(v, AUDIT_MOVED, base + j, base + j, NULL, AUDIT_LOGGED, number[other],
+                             number[other]);
             else
-                tell(v, AUDIT_CHANGED, base + j, base + j, 0, "a copy of another one");
+                tell_entries(v, AUDIT_CHANGED, base + j, base + j, "a copy of another one",
+                             AUDIT_SAYS, number[i], number[i]);
             i++;
             j++;
         } else {
-            tell(v, AUDIT_CHANGED, base + j, base + j, 0, NULL);
+            tell_entries(v, AUDIT_CHANGED, base + j, base + j, NULL, AUDIT_SAYS, number[i],
+                         number[i]);
             i++;
             j++;
         }
     }
     if (upto == s->width && i < n && n > s->width)
-        tell(v, AUDIT_INSERTED, base + upto, base + upto, 0, NULL);
+        tell_entries(v, AUDIT_INSERTED, base + upto, base + upto, NULL, AUDIT_SAYS, number[i],
+                     number[i]);
     s->entry_from = i;
 }
 
@@ -447,6 +494,7 @@ load(struct verifier *v, struct segment *s, uint64_t index)
     s->entries = r == KMS_OK ? b.n : 0;
     for (unsigned i = 0; i < s->entries; i++) {
         s->gone[i] = b.leaf[i] == NULL;
+        s->number[i] = s->gone[i] ? b.entry[i] : entry_number(b.leaf[i], b.len[i]);
         if (s->gone[i])
             memset(s->entry[i], 0, MERKLE_LEN);
         else if ((r = merkle_leaf(s->entry[i], b.leaf[i], b.len[i])) != KMS_OK)
@@ -552,6 +600,19 @@ read_stored(void *ctx, unsigned level, uint64_t index, unsigned char out[MERKLE_
     return KMS_ERR_NOT_FOUND;
 }
 
+/* What the leaf says that stands there now, of those since the last good checkpoint; 0: nothing. */
+static uint64_t
+number_at(const struct verifier *v, uint64_t leaf)
+{
+    for (size_t k = 0; k < v->n_segments; k++) {
+        const struct segment *s = &v->segments[k];
+
+        if (s->index == leaf / MERKLE_TILE)
+            return leaf % MERKLE_TILE < s->entries ? s->number[leaf % MERKLE_TILE] : 0;
+    }
+    return 0;
+}
+
 /* Entry and tile were changed alike; the node above them was not. */
 static int
 name_tiles(struct verifier *v, uint64_t size)
@@ -569,7 +630,8 @@ name_tiles(struct verifier *v, uint64_t size)
             continue;
         r = root_of_tile(view_of(s, VIEW_BEST), root);
         if (r == KMS_OK && memcmp(root, stored, MERKLE_LEN) != 0)
-            tell(v, AUDIT_SPAN, base, base + MERKLE_TILE - 1, 0, "with their hashes");
+            tell_entries(v, AUDIT_SPAN, base, base + MERKLE_TILE - 1, "with their hashes",
+                         AUDIT_SAYS, number_at(v, base), number_at(v, base + MERKLE_TILE - 1));
     }
     return r;
 }
@@ -619,8 +681,11 @@ at_checkpoint(struct verifier *v, const struct signed_root *c)
             v->lost = false;
         } else {
             if (!v->lost)
-                tell(v, AUDIT_SPAN, v->good.size, c->size > 0 ? c->size - 1 : 0, 0,
-                     "with all hashes that could tell which; what comes after cannot be judged");
+                tell_entries(
+                    v, AUDIT_SPAN, v->good.size, c->size > 0 ? c->size - 1 : 0,
+                    "with all hashes that could tell which; what comes after cannot be judged",
+                    AUDIT_SAYS, number_at(v, v->good.size),
+                    c->size > 0 ? number_at(v, c->size - 1) : 0);
             v->lost = true;
             tree = v->tree;
         }

@@ -24,6 +24,7 @@ struct audit_bundle {
     const void
         *leaf[MERKLE_TILE + 1]; /* borrowed from the source until its next call; NULL: is gone */
     size_t len[MERKLE_TILE + 1];
+    uint64_t entry[MERKLE_TILE + 1]; /* of a leaf that is gone: its entry's number; 0: not known */
     unsigned n;  /* may be any number up to MERKLE_TILE + 1: more than that is not looked at */
     bool broken; /* ends in what is no leaf */
 };
@@ -57,11 +58,21 @@ enum audit_what {
 };
 const char *audit_what_name(enum audit_what w); /* "changed", ... */
 
+/* How a finding's entry number is known. */
+enum audit_named {
+    AUDIT_UNNAMED, /* it is not */
+    AUDIT_LOGGED,  /* it is the one that was logged there */
+    AUDIT_SAYS,    /* what stands there now says so of itself */
+    AUDIT_BEHIND,  /* it is the one before, which is whole */
+};
+
 struct audit_finding {
     enum audit_what what;
     uint64_t first, last; /* leaves; of a checkpoint its size, when it can be read */
     int level;            /* of a tile */
     const char *text;     /* more, for people; or NULL */
+    enum audit_named named;
+    uint64_t entry, last_entry; /* of a span the first and the last; else the same */
 };
 
 struct audit_report {

@@ -200,13 +200,15 @@ remote_bundle(void *ctx, uint64_t index, unsigned width, struct audit_bundle *ou
     /* An answer holds whole bundles, unless there are no more: what is borrowed stays. */
     for (unsigned i = 0; i < width; i++) {
         const char *leaf;
+        json_int_t entry;
 
         if (i > 0 && index * MERKLE_TILE + i >=
                          m->entries_first + json_array_size(json_object_get(m->entries, "leaves")))
             break;
-        r = remote_leaf(m, index * MERKLE_TILE + i, &leaf, NULL);
+        r = remote_leaf(m, index * MERKLE_TILE + i, &leaf, &entry);
         if (r != KMS_OK)
             break;
+        out->entry[out->n] = entry > 0 ? (uint64_t)entry : 0;
         out->leaf[out->n] = leaf;
         out->len[out->n++] = leaf != NULL ? strlen(leaf) : 0;
     }
@@ -763,11 +765,28 @@ struct findings {
     uint64_t n;
 };
 
+/* People know entries by their numbers. */
+static void
+put_entry(char out[96], const struct audit_finding *f)
+{
+    static const char *const how[] = {
+        [AUDIT_LOGGED] = "entry", [AUDIT_SAYS] = "now says entry", [AUDIT_BEHIND] = "behind entry"};
+
+    out[0] = '\0';
+    if (f->named == AUDIT_UNNAMED)
+        return;
+    if (f->entry == f->last_entry)
+        snprintf(out, 96, " (%s %" PRIu64 ")",
+                 f->what == AUDIT_INSERTED ? "says entry" : how[f->named], f->entry);
+    else
+        snprintf(out, 96, " (now say entries %" PRIu64 " to %" PRIu64 ")", f->entry, f->last_entry);
+}
+
 static void
 print_finding(void *ctx, const struct audit_finding *f)
 {
     struct findings *all = ctx;
-    char where[128];
+    char where[128], entry[96];
 
     if (all->n++ >= FINDINGS_MAX)
         return;
@@ -779,6 +798,13 @@ print_finding(void *ctx, const struct audit_finding *f)
             json_object_set_new(o, "level", json_integer(f->level));
         if (f->text != NULL)
             json_object_set_new(o, "why", json_string(f->text));
+        if (f->named != AUDIT_UNNAMED)
+            json_object_set_new(o, f->named == AUDIT_BEHIND ? "behind_entry" : "entry",
+                                json_integer((json_int_t)f->entry));
+        if (f->named == AUDIT_SAYS)
+            json_object_set_new(o, "now_says", json_true());
+        if (f->named != AUDIT_UNNAMED && f->last_entry != f->entry)
+            json_object_set_new(o, "last_entry", json_integer((json_int_t)f->last_entry));
         json_array_append_new(all->list, o);
         return;
     }
@@ -792,10 +818,11 @@ print_finding(void *ctx, const struct audit_finding *f)
         snprintf(where, sizeof(where), "leaf %" PRIu64, f->first);
     else
         snprintf(where, sizeof(where), "leaves %" PRIu64 " to %" PRIu64, f->first, f->last);
-    printf("%-15s %s%s%s\n",
+    put_entry(entry, f);
+    printf("%-15s %s%s%s%s\n",
            f->what == AUDIT_TILE || f->what == AUDIT_CHECKPOINT ? "damaged"
                                                                 : audit_what_name(f->what),
-           where, f->text != NULL ? ": " : "", f->text != NULL ? f->text : "");
+           where, entry, f->text != NULL ? ": " : "", f->text != NULL ? f->text : "");
 }
 
 static int

@@ -780,7 +780,7 @@ static const struct {
     {'C', "  --custodian U  a user whose resources are covered; several: U,U"},
     {'y',
      "  --kind K       space, meeting, file, whiteboard, calendar; several: K,K (default all)"},
-    {'r', "  --rate N       requests a second (default 100; 0: no limit)"},
+    {'r', "  --rate N       requests a second of each node (default 100; 0: no limit)"},
     {'B', "  --breadth N    distinct resources an hour (default 1000; 0: no limit)"},
     {'P',
      "  --public-key FILE  it gets keys only encrypted to this: a public JWK, or PEM of a public\n"

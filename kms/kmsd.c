@@ -557,8 +557,8 @@ start(struct parent *p)
     p->workers = (unsigned)(p->cfg->workers > 0 ? p->cfg->workers : cores > 0 ? cores : 1);
     if (p->workers > WORKERS_MAX)
         p->workers = WORKERS_MAX;
-    if ((p->sh = shared_new(p->workers)) == NULL) {
-        log_error("out of memory", NULL);
+    if ((p->sh = shared_new(p->workers)) == NULL || !rate_shared_init(&p->sh->by_service)) {
+        log_error("out of memory, or of randomness", NULL);
         return KMS_ERR_SYSTEM;
     }
     p->sh->parent = getpid();

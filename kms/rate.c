@@ -1,4 +1,4 @@
-/* rate.c - token buckets in a fixed table. */
+/* rate.c - token buckets in a fixed table, one process's or all processes'. */
 #include "kms/rate.h"
 
 #include <openssl/rand.h>
@@ -37,11 +37,11 @@ struct rate {
 
 /* SipHash-2-4 (Aumasson, Bernstein 2012). */
 static uint64_t
-siphash(const struct rate *r, const char *s)
+siphash(uint64_t k0, uint64_t k1, const char *s)
 {
     size_t len = strlen(s), i = 0;
-    uint64_t v0 = r->k0 ^ 0x736f6d6570736575ULL, v1 = r->k1 ^ 0x646f72616e646f6dULL;
-    uint64_t v2 = r->k0 ^ 0x6c7967656e657261ULL, v3 = r->k1 ^ 0x7465646279746573ULL;
+    uint64_t v0 = k0 ^ 0x736f6d6570736575ULL, v1 = k1 ^ 0x646f72616e646f6dULL;
+    uint64_t v2 = k0 ^ 0x6c7967656e657261ULL, v3 = k1 ^ 0x7465646279746573ULL;
     uint64_t m, last = (uint64_t)len << 56;
     int k;
 
@@ -115,7 +115,7 @@ rate_take_of(struct rate *r, const char *name, long long per_second, unsigned n,
 
     if (per_second <= 0)
         return true;
-    if ((key = siphash(r, name)) == 0)
+    if ((key = siphash(r->k0, r->k1, name)) == 0)
         key = 1;
     set = &r->buckets[key % r->sets * WAYS];
     for (i = 0; i < WAYS && b == NULL; i++)
@@ -143,4 +143,54 @@ rate_take_of(struct rate *r, const char *name, long long per_second, unsigned n,
         return false;
     b->left -= cost;
     return true;
+}
+
+/* --- shared by processes --- */
+
+bool
+rate_shared_init(struct rate_shared *r)
+{
+    return RAND_bytes((unsigned char *)&r->k0, sizeof(r->k0)) == 1 &&
+           RAND_bytes((unsigned char *)&r->k1, sizeof(r->k1)) == 1;
+}
+
+/* A slot that has a key never changes it, so the first free one behind the name's place is where it
+ * is not yet, whoever takes it first. */
+static struct rate_slot *
+slot_of(struct rate_shared *r, uint64_t key)
+{
+    for (size_t i = 0; i < RATE_SLOTS; i++) {
+        struct rate_slot *s = &r->slot[(key + i) % RATE_SLOTS];
+        uint64_t has = atomic_load_explicit(&s->key, memory_order_relaxed);
+
+        if (has == 0 && atomic_compare_exchange_strong(&s->key, &has, key))
+            return s;
+        if (has == key)
+            return s;
+    }
+    return NULL;
+}
+
+enum rate_verdict
+rate_shared_take(struct rate_shared *r, const char *name, long long per_second, int64_t now_us)
+{
+    const int64_t second = 1000000000, now = now_us * 1000;
+    struct rate_slot *s;
+    uint64_t key;
+    int64_t every, due, from;
+
+    if (per_second <= 0)
+        return RATE_YES;
+    if ((key = siphash(r->k0, r->k1, name)) == 0)
+        key = 1;
+    if ((s = slot_of(r, key)) == NULL)
+        return RATE_NO_SLOT;
+    every = (second + per_second - 1) / per_second; /* rounded up: never more than per_second */
+    due = atomic_load_explicit(&s->due, memory_order_relaxed);
+    do {
+        from = due > now ? due : now;
+        if (from - now > (per_second - 1) * every)
+            return RATE_NO;
+    } while (!atomic_compare_exchange_weak(&s->due, &due, from + every));
+    return RATE_YES;
 }

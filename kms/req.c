@@ -545,16 +545,25 @@ admit_service(struct req *rq)
     return go(rq, before_state(rq));
 }
 
-/* Each worker lets through its part of what a service may. */
+/* Counted by all workers together; by each for itself, its part, only for who finds no place among
+ * more services than there will be. */
 static bool
 service_rate(struct req *rq)
 {
     const struct channel_owner *owner = &rq->channel->owner;
-    long long share = owner->rate / (long long)rq->w->shared->workers;
+    struct shared *sh = rq->w->shared;
+    long long share;
 
-    if (owner->rate > 0 && share < 1)
-        share = 1;
-    return rate_take_of(rq->w->by_service, owner->subject, share, 1, now_us());
+    switch (rate_shared_take(&sh->by_service, owner->subject, owner->rate, now_us())) {
+    case RATE_YES:
+        return true;
+    case RATE_NO:
+        return false;
+    case RATE_NO_SLOT:
+        break;
+    }
+    share = owner->rate / (long long)sh->workers;
+    return rate_take_of(rq->w->by_service, owner->subject, share > 0 ? share : 1, 1, now_us());
 }
 
 static enum step

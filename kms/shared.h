@@ -1,9 +1,10 @@
 /*
- * shared.h - the page of memory that kmsd's processes share: what they count, and what the parent
- * tells them.
+ * shared.h - the page of memory that kmsd's processes share: what they count, what the parent tells
+ * them, and how much each service has asked of this node.
  *
  * Made by the parent before it forks.  Each worker writes only its own slot; the keeper reads all
  * of them for status and metrics. Counters are relaxed atomics: nobody decides anything by them.
+ * The rates of services are one table for all workers.
  */
 #ifndef KMS_SHARED_H
 #define KMS_SHARED_H
@@ -11,6 +12,8 @@
 #include <stdatomic.h>
 #include <stdint.h>
 #include <sys/types.h>
+
+#include "kms/rate.h"
 
 #define WORKERS_MAX 64
 
@@ -87,6 +90,7 @@ struct shared {
     unsigned workers;
     long long started;
     struct shared_worker worker[WORKERS_MAX];
+    struct rate_shared by_service;
 };
 
 /* Maps the page; NULL: errno says why. */

@@ -23,10 +23,10 @@ struct web;
 
 /*
  * A request that arrived whole.  http and body are borrowed and valid until the handler returns;
- * the handler must take what it keeps.  peer: the client's address as text.  chain: the client's TLS
- * certificate and those above it as they were verified in the handshake, leaf first, borrowed, the
- * same ones for each request of a connection; NULL: it showed none.  Exactly one of web_answer and
- * web_abort must follow, now or later.
+ * the handler must take what it keeps.  peer: the client's address as text.  chain: the client's
+ * TLS certificate and those above it as they were verified in the handshake, leaf first, borrowed,
+ * the same ones for each request of a connection; NULL: it showed none.  Exactly one of web_answer
+ * and web_abort must follow, now or later.
  */
 typedef void web_handler(void *ctx, uint64_t conn, const struct http_request *http,
                          const char *body, size_t body_len, const char *peer,
@@ -67,8 +67,8 @@ void web_drain(struct web *w);
 /* Connections that are open; 0 after a drain: done. */
 size_t web_open(const struct web *w);
 
-/* A TLS 1.2/1.3 server context by the configuration: [tls] certificate, key, [services] ca.  On failure
- * *why says what (static or OpenSSL's text). */
+/* A TLS 1.2/1.3 server context by the configuration: [tls] certificate, key, [services] ca.  On
+ * failure *why says what (static or OpenSSL's text). */
 int web_tls_new(SSL_CTX **out, const struct config *c, const char **why);
 
 #endif

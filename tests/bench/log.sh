@@ -4,7 +4,7 @@
 #   tests/bench/log.sh --env FILE [--short]
 #
 #   log.sequencing_percent   of one core that the keeper, its database sessions and hsmd take at 2,000 entries a second
-#   log.proof_ms             an inclusion proof from a tree of 10 million leaves, the start of kmsctl included.
+#   log.proof_ms             an inclusion proof from a tree of 10 million leaves (median), the start of kmsctl included.
 #                            The leaves are made up: hashes written into the database by its superuser, then signed by the keeper
 #   log.proof_hashes         its size
 #   log.verify_per_second    entries a second of kmsctl audit verify on one core, of an export that is made up (mklog.mjs)
@@ -100,10 +100,12 @@ start=$(date +%s.%N)
 wait_signed "$org" 600 || exit 1
 echo "log.catching_up_per_second $(awk "BEGIN { printf \"%.0f\", $leaves / ($(date +%s.%N) - $start) }")"
 "$KMSCTL" audit prove "$entry" "$org" >"$work/proof" || exit 1
-n=20
-start=$(date +%s%N)
-for _ in $(seq $n); do "$KMSCTL" audit prove "$entry" "$org" >"$work/proof" || exit 1; done
-echo "log.proof_ms $(awk "BEGIN { printf \"%.1f\", ($(date +%s%N) - $start) / 1000000 / $n }")"
+# Half of them are quicker: what a busy machine does to a few does not count.
+for _ in $(seq 31); do
+    start=$(date +%s%N)
+    "$KMSCTL" audit prove "$entry" "$org" >"$work/proof" || exit 1
+    echo $(($(date +%s%N) - start))
+done | sort -n | awk 'NR == 16 { printf "log.proof_ms %.1f\n", $1 / 1000000 }'
 echo "log.proof_hashes $(awk '/^index/ { on = 1; next } on && /^$/ { exit } on { n++ } END { print n }' "$work/proof")"
 echo "log.proof_hashes_wanted $(awk "BEGIN { n = 0; for (k = 1; k < $leaves; k *= 2) n++; print n }")"
 

@@ -87,6 +87,9 @@ SELECT m.org_id, m.matter_id, m.name, m.custodians, m.window_from, m.window_to, 
   FROM (SELECT (ROW(md5('org')::uuid, md5('matter')::uuid, 'bench', '{user0@bench.example}', now() - interval '1 year',
                     now() + interval '1 year', '{space}', now() + interval '1 year', NULL, sha256(''), 'open', 'root(0)', now(), NULL,
                     NULL)::kms.matters).*) AS m;
+INSERT INTO kms.approvals (org_id, approval_id, action, args, state, needed, requested_by, requested_uid, created_at, expires_at, decided_at)
+SELECT m.org_id, m.matter_id, 'matter.open', '{}', 'done', 2, m.opened_by, 0, m.opened_at, m.opened_at + interval '3 days', now()
+  FROM kms.matters m;
 COMMIT;
 VACUUM ANALYZE kms.services, kms.service_orgs, kms.purposes, kms.matters;
 VACUUM ANALYZE kms.persons, kms.organisations, kms.wrapping_keys, kms.channels, kms.resources, kms.authorizations, kms.content_keys;

@@ -31,6 +31,16 @@ function check(...words) {
     return { status: r.status, report, err: r.stderr }
 }
 const covers = (f, i) => f.first <= i && i <= f.last
+// The entry's number as a leaf says it; null: it says none.
+const numberOf = l => {
+    const text = l.toString('latin1')
+    const at = text.indexOf('"entry":')
+    const m = at < 0 ? null : text.slice(at).match(/^"entry":(\d+)[,}]/)
+    return m === null || m[1] === '0' ? null : Number(m[1])
+}
+const says = (f, l) => (f.entry ?? null) === numberOf(l) && (f.now_says ?? false) === (numberOf(l) !== null)
+const isOf = (f, l) => f.entry === numberOf(l) && f.now_says === undefined
+const isBehind = (f, l) => f.behind_entry === (l === undefined ? undefined : numberOf(l)) && f.entry === undefined
 const SPANS = ['changed', 'removed', 'cut off', 'moved', 'changed in span']
 
 let found = 0
@@ -96,7 +106,7 @@ function tamperExport(dir, key, count) {
             const i = random(list.length)
             list[i] = flip(list[i])
             write(t.file, join2(list))
-            return l => l.some(f => f.what === 'changed' && f.first === t.index * 256 + i && f.last === f.first) && l.length === 1
+            return l => l.some(f => f.what === 'changed' && f.first === t.index * 256 + i && f.last === f.first && says(f, list[i])) && l.length === 1
         },
         replaceByAnother() {
             const t = pick(bundles)
@@ -106,7 +116,7 @@ function tamperExport(dir, key, count) {
             const j = (i + 1 + random(list.length - 1)) % list.length
             list[i] = list[j]
             write(t.file, join2(list))
-            return l => l.some(f => SPANS.includes(f.what) && covers(f, t.index * 256 + i))
+            return l => l.some(f => SPANS.includes(f.what) && covers(f, t.index * 256 + i) && (f.what !== 'changed' || says(f, list[i])))
         },
         remove() {
             const t = pick(bundles)
@@ -115,7 +125,7 @@ function tamperExport(dir, key, count) {
             list.splice(i, 1)
             write(t.file, join2(list))
             const at = t.index * 256 + i
-            return l => l.length === 1 && l[0].what === (at === size - 1 ? 'cut off' : 'removed') && l[0].first === at && l[0].last === at
+            return l => l.length === 1 && l[0].what === (at === size - 1 ? 'cut off' : 'removed') && l[0].first === at && l[0].last === at && isBehind(l[0], list[i - 1])
         },
         insert() {
             const t = pick(bundles)
@@ -123,7 +133,7 @@ function tamperExport(dir, key, count) {
             const i = random(list.length + 1)
             list.splice(i, 0, flip(list[Math.min(i, list.length - 1)]))
             write(t.file, join2(list))
-            return l => l.length === 1 && l[0].what === 'inserted' && l[0].first === t.index * 256 + i
+            return l => l.length === 1 && l[0].what === 'inserted' && l[0].first === t.index * 256 + i && says(l[0], list[i])
         },
         swap() {
             const t = pick(bundles)
@@ -133,7 +143,7 @@ function tamperExport(dir, key, count) {
             const j = (i + 1 + random(list.length - 1)) % list.length
             ;[list[i], list[j]] = [list[j], list[i]]
             write(t.file, join2(list))
-            return l => l.length === 2 && l.every(f => f.what === 'moved') && l.some(f => f.first === t.index * 256 + i) && l.some(f => f.first === t.index * 256 + j)
+            return l => l.length === 2 && l.every(f => f.what === 'moved') && l.some(f => f.first === t.index * 256 + i && isOf(f, list[j])) && l.some(f => f.first === t.index * 256 + j && isOf(f, list[i]))
         },
         swapFar() {
             if (bundles.length < 2) return null
@@ -170,7 +180,7 @@ function tamperExport(dir, key, count) {
             let whole = 0
             for (let at = 0; at + 2 <= to && at + 2 + b.readUInt16BE(at) <= to; whole++) at += 2 + b.readUInt16BE(at)
             write(t.file, b.subarray(0, to))
-            return l => l.some(f => f.what === 'cut off' && f.first === t.index * 256 + whole && f.last === size - 1)
+            return l => l.some(f => f.what === 'cut off' && f.first === t.index * 256 + whole && f.last === size - 1 && isBehind(f, split(b)[whole - 1]))
         },
         length() {
             const t = pick(bundles)
@@ -263,12 +273,12 @@ function tamperDatabase(org, count) {
         change() {
             const i = random(size)
             sql(`UPDATE kms.entries SET ${pick(set)} WHERE ${at(i)}`)
-            return [l => l.length === 1 && l[0].what === 'changed' && l[0].first === i, () => put(order[i])]
+            return [l => l.length === 1 && l[0].what === 'changed' && l[0].first === i && l[0].entry === order[i] && l[0].now_says, () => put(order[i])]
         },
         remove() {
             const i = random(size)
             sql(`DELETE FROM kms.entries WHERE ${at(i)}`)
-            return [l => l.length === 1 && l[0].what === 'removed' && l[0].first === i, () => put(order[i])]
+            return [l => l.length === 1 && l[0].what === 'removed' && l[0].first === i && l[0].entry === order[i] && !l[0].now_says, () => put(order[i])]
         },
         insert() {
             const [n] = sql(`INSERT INTO kms.entries (org_id, op_id, verdict, action, xact) VALUES ('${id}', gen_random_uuid(), 0, 'key.get', 1) RETURNING entry_id`).split('\n')

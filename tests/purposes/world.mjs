@@ -193,6 +193,10 @@ async function makeMatter(psql, world, o, name) {
                 sha256(''), ${lit(m.state)}, 'suite(0)', clock_timestamp(), ${m.state === 'pending' || m.state === 'rejected' ? 'NULL' : 'clock_timestamp()'},
                 ${m.state === 'closed' ? 'clock_timestamp()' : 'NULL'})`);
     await psql.run(`UPDATE kms.matters m SET text_sha256 = sha256(convert_to(kms.matter_text(m), 'UTF8')) WHERE matter_id = ${lit(m.id)}`);
+    await psql.run(`INSERT INTO kms.approvals (org_id, approval_id, action, args, state, needed, requested_by, requested_uid, created_at, expires_at, decided_at)
+        SELECT m.org_id, m.matter_id, 'matter.open', '{}', CASE m.state WHEN 'pending' THEN 'pending' WHEN 'rejected' THEN 'rejected' ELSE 'done' END, 2,
+               m.opened_by, 0, m.opened_at, m.opened_at + interval '3 days', CASE WHEN m.state <> 'pending' THEN clock_timestamp() END
+          FROM kms.matters m WHERE m.matter_id = ${lit(m.id)}`);
     if (m.edited) await psql.run(`UPDATE kms.matters SET window_to = ${at(m.to)} WHERE matter_id = ${lit(m.id)}`);
 }
 

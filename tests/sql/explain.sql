@@ -276,6 +276,10 @@ BEGIN
         'ann(1)', v_now - interval '2 hours', CASE WHEN p_state IN ('open', 'closed') THEN v_now - interval '1 hour' END, CASE p_state WHEN 'closed' THEN v_now - interval '1 minute' END);
     m.text_sha256 := sha256(convert_to(kms.matter_text(m), 'UTF8'));
     INSERT INTO kms.matters VALUES (m.*);
+    IF m.approved_at IS NOT NULL THEN
+        INSERT INTO kms.approvals (org_id, approval_id, action, args, state, needed, requested_by, requested_uid, created_at, expires_at, decided_at)
+        VALUES (m.org_id, m.matter_id, 'matter.open', '{}', 'done', 2, m.opened_by, 1, m.opened_at, v_now + interval '1 day', m.approved_at);
+    END IF;
 END $$;
 SELECT pg_temp.matter('case', 'open');
 SELECT pg_temp.matter('sealed', 'open', p_sealed => '1 hour');

@@ -2,7 +2,7 @@
 BEGIN;
 \ir fixture.psql
 \ir services.psql
-SELECT plan(47);
+SELECT plan(48);
 
 SELECT is(pg_temp.keys('alice', '{k1,k2,k3,u1}'), 0), is(pg_temp.resource('alice', 's1', pg_temp.users('bob'), '{k1,k2,k3}'), 0);
 UPDATE kms.content_keys k SET bound_at = to_timestamp(i * 1000) FROM generate_series(1, 3) i WHERE k.key_id = pg_temp.id('k' || i);
@@ -57,8 +57,10 @@ SELECT pg_temp.tamper($$ UPDATE kms.matters SET window_to = '2099-01-01' WHERE n
 SELECT is(pg_temp.officer('k3'), 403007, 'changed behind the server''s back'), is(pg_temp.officer('k1'), 403007, 'it covers nothing any more');
 SELECT pg_temp.matter('forced', '{bob}') \g /dev/null
 SELECT is(pg_temp.officer('k3'), 0);
-INSERT INTO kms.approvals VALUES (pg_temp.id('acme'), pg_temp.id('forced'), 'matter.open', '{}', 'pending', 2, 'x(1)', 1, now(), now());
+SELECT pg_temp.tamper(format('UPDATE kms.approvals SET state = ''pending'', decided_at = NULL WHERE approval_id = %L', pg_temp.id('forced'))) \g /dev/null
 SELECT is(pg_temp.officer('k3'), 403007, 'open, though its approval waits');
+SELECT pg_temp.tamper(format('DELETE FROM kms.approvals WHERE approval_id = %L', pg_temp.id('forced'))) \g /dev/null
+SELECT is(pg_temp.officer('k3'), 403007, 'open, though nobody was asked');
 -- Destroyed is said to who may know it.
 UPDATE kms.resources SET expires_at = now() - interval '1 s' WHERE resource_id = pg_temp.id('s1');
 SELECT is(pg_temp.officer('k1'), 403007, 'and not to him');

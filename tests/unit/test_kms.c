@@ -1,7 +1,12 @@
 /* test_kms.c - the small parts of kmsd that need no database: rates, answers, database parameters.
  */
 #include <criterion/criterion.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "kms/answer.h"
 #include "kms/rate.h"
@@ -90,6 +95,104 @@ Test(rate, strangers_names_do_not_grow_the_table)
         rate_take(r, name, 1, i);
     }
     rate_free(r);
+}
+
+static struct rate_shared *
+rate_shared_new(void)
+{
+    struct rate_shared *r =
+        mmap(NULL, sizeof(*r), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+    cr_assert_neq(r, MAP_FAILED);
+    cr_assert(rate_shared_init(r));
+    return r;
+}
+
+Test(rate_shared, a_burst_is_one_seconds_worth_and_then_the_rate)
+{
+    static const int rates[] = {1, 2, 3, 7, 100, 999, 1000000};
+    struct rate_shared *r = rate_shared_new();
+
+    for (size_t i = 0; i < sizeof(rates) / sizeof(rates[0]); i++) {
+        int rate = rates[i], n = 0;
+        int64_t now = SECOND, end = 11 * (int64_t)SECOND;
+        char name[32];
+
+        snprintf(name, sizeof(name), "service-%d", rate);
+        while (rate_shared_take(r, name, rate, now) == RATE_YES)
+            n++;
+        cr_assert_eq(n, rate, "%d at once, not %d", rate, n);
+        if (rate > 1000)
+            continue;
+        for (n = 0; now < end; now += 100)
+            n += rate_shared_take(r, name, rate, now) == RATE_YES;
+        cr_assert(n <= 10 * rate && n >= 10 * rate - 1, "%d in ten seconds, not %d", 10 * rate, n);
+        now += 1000 * (int64_t)SECOND;
+        for (n = 0; rate_shared_take(r, name, rate, now) == RATE_YES;)
+            n++;
+        cr_assert_eq(n, rate, "a long pause gives no more than a burst");
+    }
+    for (int i = 0; i < 10000; i++)
+        cr_assert_eq(rate_shared_take(r, "unlimited", 0, SECOND), RATE_YES);
+    munmap(r, sizeof(*r));
+}
+
+/* At one moment, four processes at once ask for far more than there is, of some names that all are
+ * new: each name gives exactly its rate, whoever gets it.  A second later once more. */
+Test(rate_shared, is_exact_over_processes)
+{
+    enum { PROCESSES = 4, NAMES = 50, RATE = 200 };
+    struct rate_shared *r = rate_shared_new();
+    atomic_int *got = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    atomic_int *go = &got[NAMES];
+
+    cr_assert_neq(got, MAP_FAILED);
+    for (int second = 1; second <= 5; second++) {
+        int status;
+
+        memset(got, 0, 4096);
+        for (int p = 0; p < PROCESSES; p++) {
+            pid_t pid = fork();
+
+            cr_assert_geq(pid, 0);
+            if (pid > 0)
+                continue;
+            atomic_fetch_add(go, 1);
+            while (atomic_load(go) < PROCESSES)
+                sched_yield();
+            for (int i = 0; i < NAMES * RATE; i++) {
+                char name[32];
+
+                snprintf(name, sizeof(name), "service-%d", i % NAMES);
+                if (rate_shared_take(r, name, RATE, second * (int64_t)SECOND) == RATE_YES)
+                    atomic_fetch_add(&got[i % NAMES], 1);
+            }
+            _exit(0);
+        }
+        for (int p = 0; p < PROCESSES; p++)
+            cr_assert(wait(&status) > 0 && status == 0);
+        for (int i = 0; i < NAMES; i++)
+            cr_assert_eq(atomic_load(&got[i]), RATE, "%d", atomic_load(&got[i]));
+    }
+    munmap(got, 4096);
+    munmap(r, sizeof(*r));
+}
+
+Test(rate_shared, says_when_it_is_full_and_forgets_nobody)
+{
+    struct rate_shared *r = rate_shared_new();
+    char name[32];
+
+    for (int i = 0; i < RATE_SLOTS; i++) {
+        snprintf(name, sizeof(name), "service-%d", i);
+        cr_assert_eq(rate_shared_take(r, name, 1, SECOND), RATE_YES);
+    }
+    cr_assert_eq(rate_shared_take(r, "one more", 1, SECOND), RATE_NO_SLOT);
+    for (int i = 0; i < RATE_SLOTS; i++) {
+        snprintf(name, sizeof(name), "service-%d", i);
+        cr_assert_eq(rate_shared_take(r, name, 1, SECOND), RATE_NO);
+    }
+    munmap(r, sizeof(*r));
 }
 
 /* What a text becomes in an answer, read back by the parser that everything else uses. */

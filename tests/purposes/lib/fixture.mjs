@@ -65,6 +65,10 @@ export async function fixture(owner, {name = 'fixture', on = [], compliance, nod
             VALUES (${lit(f.id)}, ${lit(id)}, 'a matter', ${array('text', custodians)}, ${at(from)}, ${at(to)}, ${array('text', kinds)}, ${at(expires)}, sha256(''), ${lit(state)}, 'suite(0)', clock_timestamp(), ${state === 'pending' ? 'NULL' : 'clock_timestamp()'});
             SET LOCAL session_replication_role = replica;
             UPDATE kms.matters m SET text_sha256 = sha256(convert_to(kms.matter_text(m), 'UTF8')) WHERE matter_id = ${lit(id)};
+            INSERT INTO kms.approvals (org_id, approval_id, action, args, state, needed, requested_by, requested_uid, created_at, expires_at, decided_at)
+            SELECT m.org_id, m.matter_id, 'matter.open', '{}', CASE m.state WHEN 'pending' THEN 'pending' ELSE 'done' END, 2, m.opened_by, 0, m.opened_at,
+                   m.opened_at + interval '3 days', CASE WHEN m.state <> 'pending' THEN clock_timestamp() END
+              FROM kms.matters m WHERE m.matter_id = ${lit(id)};
             COMMIT`);
         return id;
     };
