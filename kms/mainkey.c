@@ -24,6 +24,7 @@
 #include "kms/clock.h"
 #include "kms/config.h"
 #include "kms/db.h"
+#include "kms/fault.h"
 #include "kms/keeper.h"
 #include "kms/shared.h"
 #include "proto/buf.h"
@@ -163,6 +164,7 @@ ended_cb(void *ctx, int err, const PGresult *res, const char *sqlstate)
     else if (verdict != 0)
         job_leave(j, "it was given up meanwhile");
     else {
+        FAULT("cmk.job.stored");
         job_log(j, "main key: done", NULL);
         job_free(j);
     }
@@ -267,10 +269,12 @@ pair_cb(void *ctx, uint64_t id, unsigned index, int err, const unsigned char *p,
 {
     struct job *j = ctx;
 
-    if (err != KMS_OK)
+    if (err != KMS_OK) {
         job_failed(j, err);
-    else
-        job_end(j, 0, json_pack("{s:o}", "public_key", hex(p, len)));
+        return;
+    }
+    FAULT("cmk.pair.made");
+    job_end(j, 0, json_pack("{s:o}", "public_key", hex(p, len)));
 }
 
 static void
@@ -278,10 +282,12 @@ import_cb(void *ctx, uint64_t id, unsigned index, int err, const unsigned char *
 {
     struct job *j = ctx;
 
-    if (err != KMS_OK)
+    if (err != KMS_OK) {
         job_failed(j, err);
-    else
-        job_end(j, 0, json_pack("{s:o}", "kcv", hex(p, len)));
+        return;
+    }
+    FAULT("cmk.import.made");
+    job_end(j, 0, json_pack("{s:o}", "kcv", hex(p, len)));
 }
 
 static json_t *
@@ -321,6 +327,7 @@ rewrap_cb(void *ctx, uint64_t id, unsigned index, int err, const unsigned char *
         memcpy(j->moves[index].after, p, HSM_WRAPPED_LEN);
     else if (j->failed == KMS_OK)
         j->failed = err != KMS_OK ? err : KMS_ERR_PROTOCOL;
+    FAULT("cmk.move.one");
     if (--j->waiting == 0)
         job_move(j);
 }
@@ -345,10 +352,12 @@ job_move(struct job *j)
     }
     if (j->waiting > 0)
         return;
-    if (j->failed != KMS_OK)
+    if (j->failed != KMS_OK) {
         job_failed(j, j->failed);
-    else
-        job_end(j, 0, moved(j));
+        return;
+    }
+    FAULT("cmk.move.made");
+    job_end(j, 0, moved(j));
 }
 
 static bool
@@ -427,6 +436,7 @@ job_begin(struct main_keys *m, const json_t *o)
         job_leave(j, "it could not be read");
         return;
     }
+    FAULT("cmk.job.taken");
     switch (j->kind) {
     case JOB_PAIR:
         r = hsm_import_pair(m->k->hsm, j->pair.b, 0, pair_cb, j, 0);
@@ -461,6 +471,7 @@ struct gone {
 static void
 noted_cb(void *ctx, int err, const PGresult *res, const char *sqlstate)
 {
+    FAULT("cmk.destroy.noted");
     if (err != KMS_OK)
         log_warn("main key: its end was not noted", "why", kms_strerror(err), NULL);
 }
@@ -477,6 +488,7 @@ destroyed_cb(void *ctx, uint64_t id, unsigned index, int err, const unsigned cha
     if (err != KMS_OK) {
         log_warn("main key: not destroyed yet", "key", key, "why", kms_strerror(err), NULL);
     } else if (k->db != NULL) {
+        FAULT("cmk.destroy.done");
         log_info("main key: destroyed in the HSM", "key", key, NULL);
         db_params_init(&params);
         db_uuid(&params, &g->org);
@@ -522,6 +534,7 @@ work_cb(void *ctx, int err, const PGresult *res, const char *sqlstate)
         if (text != NULL && uuid_parse(&id, text, strlen(text)) == KMS_OK)
             hsm_forget(m->k->hsm, id.b, forgotten_cb, m, 0);
     }
+    FAULT("cmk.forgotten");
     m->change = json_integer_value(json_object_get(work, "change"));
     json_array_foreach(json_object_get(work, "jobs"), i, one)
     {

@@ -9,6 +9,7 @@
 #include "hsm/hsm.h"
 #include "kms/channel.h"
 #include "kms/config.h"
+#include "kms/fault.h"
 #include "kms/req.h"
 #include "kms/worker.h"
 #include "proto/b64.h"
@@ -155,6 +156,7 @@ main_key_wait(struct req *rq)
     static const struct timeval soon = {0, AGAIN_MS * 1000};
     struct again *a = malloc(sizeof(*a));
 
+    FAULT("cmk.asked");
     if (!rq->waits) /* the keeper looks at once; one that misses this looks within a second */
         atomic_fetch_add(&rq->w->shared->main_key_jobs, 1);
     rq->waits = true;

@@ -52,13 +52,14 @@ after(async () => {
     ok(await admin.delete('/cmk', mine));
 });
 
-test('the SDK: all four calls, as its own test has them', async () => {
+/* As the SDK's own test does it, which uploads 16 bytes. */
+async function sdkRoundTrip({kms}, bytes) {
     const assignedOrgId = org;
     await kms.deleteAllCustomerMasterKeys({assignedOrgId});
     const pem = await kms.fetchPublicKey({assignedOrgId});
     const spki = Uint8Array.from(atob(derOf(pem)), (c) => c.charCodeAt(0));
     const key = await webcrypto.subtle.importKey('spki', spki, {name: 'RSA-OAEP', hash: 'SHA-256'}, true, ['encrypt']);
-    const customerMasterKey = Buffer.from(await webcrypto.subtle.encrypt({name: 'RSA-OAEP'}, key, randomBytes(32))).toString('base64');
+    const customerMasterKey = Buffer.from(await webcrypto.subtle.encrypt({name: 'RSA-OAEP'}, key, randomBytes(bytes))).toString('base64');
     const uploaded = await kms.uploadCustomerMasterKey({assignedOrgId, customerMasterKey});
     const {uri} = uploaded.customerMasterKeys[0];
     const all = await kms.listAllCustomerMasterKey({assignedOrgId});
@@ -71,7 +72,10 @@ test('the SDK: all four calls, as its own test has them', async () => {
     assert.equal(root.customerMasterKeys.find((k) => k.uri === uri).usageState, 'DEACTIVATED');
     await kms.deleteAllCustomerMasterKeys({assignedOrgId});
     assert.equal((await kms.fetchKey({uri: made.uri})).uri, made.uri);
-});
+}
+
+test('the SDK: all its calls, with a key of 256 bits', () => sdkRoundTrip(spock, 32));
+test('the SDK: a key of 128 bits is refused', () => assert.rejects(sdkRoundTrip(spock, 16), (e) => (e.status ?? e.body?.status) === 400));
 
 test('the public key is PEM on three lines, the same each time, and of an RSA key of 3072 bits or so', async () => {
     const pem = await publicKey();
@@ -258,6 +262,7 @@ class Node {
 test('on two nodes: revoked on one is revoked on the other before it is answered; 128 bits where that is allowed; switched off where it is off', async (t) => {
     const two = await Node.start({main_key_128: 'yes'});
     t.after(() => two.stop());
+    await sdkRoundTrip(sdk(boss, {services: {encryption: `https://127.0.0.1:${two.port}/encryption/api/v1`}}), 16);
     const pem = ok(await two.ask(admin, 'retrieve', '/publicKey', mine)).publicKey;
     assert.equal(pem, await publicKey());
     const small = encrypt(pem, randomBytes(16));
@@ -294,7 +299,7 @@ test('on two nodes: revoked on one is revoked on the other before it is answered
     on = false;
     await Promise.all(load);
     assert.ok(seen.every((s) => [0, 405005].includes(s.code)), JSON.stringify(seen.find((s) => ![0, 405005].includes(s.code))));
-    t.diagnostic(`revoked on two nodes after ${slowest} ms at most`);
+    t.diagnostic(`note: revoked on two nodes after ${slowest} ms at most`);
     assert.ok(slowest < 1000);
     assert.equal(ok(await two.ask(bob, 'retrieve', kro.keyUris[0])).key.jwk.k, was);
     ok(await two.ask(admin, 'delete', '/cmk', mine));
@@ -308,14 +313,12 @@ test('on two nodes: revoked on one is revoked on the other before it is answered
 });
 
 test('while the HSM is stopped: 502, and nothing was changed', {skip: notOurs}, async () => {
-    const key = await upload();
+    const key = await upload(); /* on the connection that is used next: its worker has the channel's key in memory */
     const hsmd = Number(readFileSync(env.HSMD_PID_FILE, 'utf8'));
     const before_ = await list();
     process.kill(hsmd, 'SIGSTOP');
     try {
-        const [activation, ping] = await Promise.all([become(key, 'ACTIVE'), alice.update('/ping')]);
-        assert.deepEqual([activation.status, activation.errorCode], [502, 502001]);
-        ok(ping);
+        refused(await become(key, 'ACTIVE'), 502001);
         assert.deepEqual(await list(), before_);
     } finally {
         process.kill(hsmd, 'SIGCONT');
@@ -323,7 +326,7 @@ test('while the HSM is stopped: 502, and nothing was changed', {skip: notOurs}, 
     for (let i = 0; ; i++) {
         const body = await become(key, 'ACTIVE');
         if (body.status === 200) break;
-        assert.ok(body.status === 502 && i < 10, JSON.stringify(body));
+        assert.ok(body.status === 502 && i < 5, JSON.stringify(body));
         await sleep(500);
     }
     await done(key, 'DEACTIVATED');

@@ -267,6 +267,31 @@ is "a walk beside many binds: each key once" "$(sql races -c "SELECT count(*) - 
 is "and all of them" "$(sql races -c "SELECT count(*) FROM race.walked")" "$(sql races -c "SELECT sum(cardinality(e.key_ids)) FROM kms.entries e
     WHERE e.action = 'key.bind' AND e.verdict = 0 AND e.entry_id > (SELECT max(entry_id) FROM kms.entries WHERE key_ids = ARRAY[race.id('w2')] AND action = 'key.bind')")"
 
+# Main keys: who releases ends before a key is revoked; who comes after sees it; wrapping keys are moved all or not at all.
+sql races -c "SELECT race.main_key('PENDING')" >/dev/null
+sql races -c "SELECT race.become('ACTIVE', 'activate')" >/dev/null
+job=$(sql races -c "SELECT race.job()")
+next=$(sql races -c "SELECT generation + 1 FROM kms.organisations WHERE name = 'acme'")
+add="SELECT verdict FROM kms.wrapping_key_add(gen_random_uuid(), race.id('acme'), $next, race.id('root'), race.bytes(40), race.bytes(8), 'keeper')"
+race "a wrapping key is renewed beside an activation" "$add" "SELECT race.moved('$job')" 0 -1
+is "none has moved" "$(sql races -c "SELECT count(*) FROM kms.wrapping_keys WHERE root_id = race.id('main key')")" 0
+job=$(sql races -c "SELECT race.job()")
+next=$((next + 1))
+add="SELECT verdict FROM kms.wrapping_key_add(gen_random_uuid(), race.id('acme'), $next, race.id('root'), race.bytes(40), race.bytes(8), 'keeper')"
+race "an activation beside a renewal under the root" "SELECT race.moved('$job')" "$add" 0 409002
+is "all have moved" "$(sql races -c "SELECT count(*) FROM kms.wrapping_keys WHERE org_id = race.id('acme') AND root_id <> race.id('main key')")" 0
+race "a job ended twice" "SELECT race.moved('$job')" "SELECT race.moved('$job')" 0 0
+race "a release beside a revocation" "SELECT race.get('alice', 'k1')" "SELECT race.become('REVOKED')" 0 0
+race "a revocation beside a release" "SELECT race.become('ACTIVE')" "SELECT race.become('REVOKED')" 0 0
+race "whoever waits for a revocation sees it" "SELECT race.become('ACTIVE')" "SELECT race.get('alice', 'k1')" 0 0
+race "and a release that came meanwhile" "SELECT race.become('REVOKED')" "SELECT race.get('alice', 'k1')" 0 405005
+first "SELECT race.get('alice', 'k1')"
+began=$(date +%s%N)
+second "SELECT race.become('ACTIVE')"
+[ $((($(date +%s%N) - began) / 1000000)) -gt 500 ] && pass || fail "a change waits for the releases that began before it"
+race "two open it at once" "SELECT race.become('DISABLED')" "SELECT race.become('REVOKED')" 0 0
+sql races -c "SELECT race.become('ACTIVE')" -c "UPDATE kms.organisations SET locked = 0" >/dev/null
+
 # Many calls that cross: the same few rows in any order.  Locks are taken in one order, so nobody dies of a deadlock.
 sql races -c "SELECT race.keys('alice', ARRAY(SELECT 'x' || i FROM generate_series(1, 400) i))" >/dev/null
 sql races -c "CREATE TABLE race.spaces AS SELECT i, race.resource('alice') AS id FROM generate_series(1, 6) i"
