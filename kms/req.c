@@ -611,7 +611,32 @@ req_admit(struct req *rq)
     return go(rq, before_state(rq));
 }
 
-/* --- REQ_ORG, REQ_MINT: new keys --- */
+/* --- REQ_ORG, REQ_MONTH, REQ_MINT: new keys --- */
+
+/* Does something say when the new keys will end?  Then they are wrapped with all that ends in that
+ * month, and go with it (sql/0013_destruction.sql). */
+static bool
+may_end(const struct req *rq)
+{
+    switch (rq->msg.op) {
+    case OP_RESOURCE_CREATE:
+        return rq->msg.ttl > 0;
+    case OP_RESOURCE_ROTATE:
+    case OP_RECORDING_CREATE:
+        return true;
+    case OP_AUTHORIZATION_DELETE:
+        return rq->msg.has_resource; /* else it is moved later */
+    default:
+        return false;
+    }
+}
+
+static enum step
+req_month(struct req *rq)
+{
+    state_submit(rq->w->state, SC_MINT_UNDER, rq);
+    return STEP_WAIT;
+}
 
 static enum step
 req_org(struct req *rq)
@@ -623,7 +648,7 @@ req_org(struct req *rq)
         return refuse(rq, KMS_CODE_HSM, NULL);
     switch (orgs_get(rq->w->orgs, name, rq->id, &rq->org, &rq->wk)) {
     case KMS_OK:
-        return go(rq, REQ_MINT);
+        return go(rq, may_end(rq) ? REQ_MONTH : REQ_MINT);
     case KMS_ERR_AGAIN:
         return STEP_WAIT;
     case KMS_ERR_NOT_FOUND:
@@ -887,7 +912,7 @@ req_state_done(struct req *rq, int err, int verdict)
             req_end(rq, REQ_UNKNOWN);
         return;
     }
-    if (err == KMS_ERR_TIMEOUT && rq->state != REQ_ALIVE) {
+    if (err == KMS_ERR_TIMEOUT && rq->state != REQ_ALIVE && rq->state != REQ_MONTH) {
         req_end(rq, REQ_UNKNOWN);
         return;
     }
@@ -896,6 +921,8 @@ req_state_done(struct req *rq, int err, int verdict)
         rq->recorded = true;
     if (err != KMS_OK)
         req_run(rq, refuse(rq, KMS_CODE_DATABASE, NULL));
+    else if (rq->state == REQ_MONTH)
+        req_run(rq, go(rq, REQ_MINT));
     else if (rq->state == REQ_RECORD)
         req_run(rq, go(rq, rq->channel != NULL ? REQ_ALIVE : REQ_WRITE));
     else if (rq->state == REQ_ALIVE)
@@ -1572,6 +1599,9 @@ req_run(struct req *rq, enum step s)
             break;
         case REQ_ORG:
             s = req_org(rq);
+            break;
+        case REQ_MONTH:
+            s = req_month(rq);
             break;
         case REQ_MINT:
             s = req_mint(rq);

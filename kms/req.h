@@ -33,6 +33,7 @@ enum req_state {
     REQ_WHO,     /* tokens: the bearer's identity; or the service's certificate */
     REQ_ADMIT,   /* may this principal use this channel, and so often? */
     REQ_ORG,     /* db: the organisation's wrapping key, unless it is in memory */
+    REQ_MONTH,   /* db: that of the month in which what is made will end */
     REQ_MINT,    /* hsmd: new keys, wrapped */
     REQ_STATE,   /* db: authorised, done, recorded */
     REQ_UNWRAP,  /* hsmd: the content keys */

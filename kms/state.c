@@ -111,6 +111,11 @@ const struct db_statement state_statements[SC_STATEMENTS] = {
     [SC_RECORDING_DELETE] = {"recording_delete",
                              "SELECT n, verdict, result FROM kms.recording_delete(" COMMON ", $6)",
                              6},
+    [SC_MINT_UNDER] = {"mint_under",
+                       "SELECT n, 0, generation, root, wrapped"
+                       " FROM kms.mint_under($1, $2, $3, $4)",
+                       /* orgs, resources, milliseconds that they last, types of recordings */
+                       4},
     [SC_SERVICE_CHANNEL_CREATE] =
         {"service_channel_create",
          "SELECT n, verdict, created, expires, service, rate"
@@ -513,6 +518,18 @@ put_main_key(struct batch *b, struct db_params *p)
     EACH(p, DB_JSONB, put_main_key_args(p, rq));
 }
 
+/* What says when a new key will end. */
+static void
+put_mint_under(struct batch *b, struct db_params *p)
+{
+    EACH(p, DB_UUID, db_put_uuid(p, &rq->org));
+    EACH(p, DB_UUID, db_put_uuid(p, rq->msg.has_resource ? &rq->msg.resource : NULL));
+    EACH(p, DB_INT8, db_put_int8(p, rq->msg.op == OP_RESOURCE_CREATE ? rq->msg.ttl * 1000 : 0));
+    EACH(p, DB_TEXT,
+         db_put_text(p, rq->msg.op == OP_RECORDING_CREATE ? kms_recording_type_name(rq->msg.type)
+                                                          : NULL));
+}
+
 /* Who asked, as far as that is known. */
 static const char *
 refused_subject(const struct req *rq)
@@ -589,6 +606,22 @@ row_times(struct req *rq, const PGresult *res, int row)
     return db_get_int8(res, row, 2, &rq->created) && db_get_int8(res, row, 3, &rq->expires)
                ? KMS_OK
                : KMS_ERR_PROTOCOL;
+}
+
+/* Without one it is the organisation's current wrapping key, which is there already. */
+static int
+row_month(struct req *rq, const PGresult *res, int row)
+{
+    int32_t generation;
+
+    if (PQgetisnull(res, row, 2))
+        return KMS_OK;
+    if (!db_get_int4(res, row, 2, &generation) ||
+        !db_get_bytes(res, row, 3, rq->wk.root, HSM_ID_LEN) ||
+        !db_get_bytes(res, row, 4, rq->wk.wrapped, HSM_WRAPPED_LEN))
+        return KMS_ERR_PROTOCOL;
+    rq->wk.generation = (uint32_t)generation;
+    return KMS_OK;
 }
 
 static int
@@ -699,6 +732,7 @@ static const struct {
     [SC_RECORDINGS_LIST] = {put_cold, row_result, true},
     [SC_RECORDING_DELETE] = {put_cold, row_result, true},
     [SC_MAIN_KEY] = {put_main_key, row_result, true},
+    [SC_MINT_UNDER] = {put_mint_under, row_month, false},
     [SC_SERVICE_CHANNEL_CREATE] = {put_service_channel_create, row_service_channel, false},
     [SC_SERVICE_RELEASE] = {put_service_release, row_service, true},
     [SC_REFUSALS_RECORD] = {put_refusals, NULL, false},

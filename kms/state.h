@@ -42,6 +42,7 @@ enum state_call {
     SC_RECORDINGS_LIST,
     SC_RECORDING_DELETE,
     SC_MAIN_KEY,
+    SC_MINT_UNDER,
     SC_REFUSALS_RECORD,
     SC_CALLS, /* the calls of requests end here; the rest are single calls of other modules */
     SC_CHANNELS_OPEN = SC_CALLS,
