@@ -486,6 +486,10 @@ key_set_file = $dir/pki/keys.json
 # Test tokens may be good for long.
 max_lifetime = 0
 
+[keys]
+# To see what officers destroy go without waiting a week for it.
+waiting = 5s
+
 [lifetimes]
 # To see a resource end without waiting a minute for it.
 ttl_min = 2s

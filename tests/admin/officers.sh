@@ -62,6 +62,15 @@ rule set approvals.none=1|f|setting.set
 rule list|ofa|setting.list
 key show $none|ofa|key.show
 key destroy $none|f|key.destroy
+recording destroy $none|f|recording.destroy
+org destroy nobody-is-this|f|org.destroy
+destruction undo $none|f|destruction.undo
+destruction list|ofa|destruction.list
+retention preview|ofa|retention.preview
+retention clock|ofa|clock.show
+retention confirm-clock|f|clock.confirm
+certificate list|ofa|certificate.list
+certificate show $none|ofa|certificate.show
 resource show $none|ofa|resource.show
 resource destroy $none|f|resource.destroy
 audit tail|fa|audit.tail
@@ -375,15 +384,38 @@ check "canary remove" 0 "$ctl" canary remove "$resource"
 check "canary remove again" 1 "$ctl" canary remove "$resource"
 doomed=$(as_alice key create --count 2 --quiet)
 tomb=$(as_alice resource create --key-uri "$(sed -n 1p <<<"$doomed")" --quiet | head -n 1)
+# gone KEY: is it refused, after the waiting period of five seconds and the keeper's next look?
+gone() {
+    for _ in $(seq 150); do as_alice key get "$1" >/dev/null 2>"$work/err" || return 0; sleep 0.1; done
+    return 1
+}
 proposal first key destroy "$(sed -n 2p <<<"$doomed")"
 if as_alice key get "$(sed -n 2p <<<"$doomed")" >/dev/null 2>&1; then ok; else bad "a key is gone before two agreed"; fi
 second approvals approve "$id" >/dev/null
-if as_alice key get "$(sed -n 2p <<<"$doomed")" >/dev/null 2>"$work/err"; then bad "a destroyed key is handed out"; else has "a destroyed key" "$(cat "$work/err")" 410; fi
+check "what waits" 0 "$ctl" --json destruction list "$org"
+waits=$(jq -r '.[0].destruction' <<<"$out")
+if as_alice key get "$(sed -n 2p <<<"$doomed")" >/dev/null 2>&1; then ok; else bad "a key is gone before its waiting period is over"; fi
+check "undo it" 0 "$ctl" destruction undo "$waits"
+check "undo it again" 1 "$ctl" destruction undo "$waits"
+proposal first key destroy "$(sed -n 2p <<<"$doomed")"
+second approvals approve "$id" >/dev/null
+if gone "$(sed -n 2p <<<"$doomed")"; then has "a destroyed key" "$(cat "$work/err")" 410; else bad "a destroyed key is handed out"; fi
+cert=$("$ctl" --json destruction list "$org" --state done | jq -r '.[-1].certificate')
+for _ in $(seq 50); do "$ctl" certificate show "$cert" --out "$work/cert" 2>/dev/null && break; sleep 0.2; done
+"$ctl" audit key "$org" >"$work/vkey"
+check "its certificate" 0 "$ctl" certificate verify "$work/cert" --key "$work/vkey"
+has "its certificate says what" "$out" "^key $(sed -n 2p <<<"$doomed" | sed 's|.*/||')"
+sed 's/^keys 1/keys 2/' "$work/cert" >"$work/forged"
+check "a certificate that was changed" 1 "$ctl" certificate verify "$work/forged" --key "$work/vkey"
+check "preview" 0 "$ctl" retention preview "$org"
+has "preview" "$out" 'commands of officers'
+check "the clock" 0 "$ctl" retention clock
+check "nothing to confirm" 1 "$ctl" retention confirm-clock
 check "destroy it again" 1 "$ctl" key destroy "$(sed -n 2p <<<"$doomed")"
 proposal first resource destroy "$tomb"
 is "what it destroys is told" "$(of "$out" .impact.keys)" 1
 second approvals approve "$id" >/dev/null
-if as_alice key get "$(sed -n 1p <<<"$doomed")" >/dev/null 2>&1; then bad "a key of a destroyed resource is handed out"; else ok; fi
+if gone "$(sed -n 1p <<<"$doomed")"; then ok; else bad "a key of a destroyed resource is handed out"; fi
 proposal first audit suspend
 is "audit suspend waits" "$(of "$out" .state)" pending
 second approvals approve "$id" >/dev/null

@@ -35,6 +35,8 @@ const state = async () => (await owner.run(`SELECT md5(string_agg(t, '|' ORDER B
 const entries = async (where) => Number((await owner.run(`SELECT count(*) FROM kms.entries WHERE org_id IN (${lit(f.id)}, kms.nobody()) AND ${where}`))[0]);
 
 const f = await fixture(owner, {name: 'control', on: ['indexing']});
+// At once: so that nothing is destroyed later, between two looks at the state.
+await keeper.rows('SELECT kms.destruction_waiting(0)');
 let n = 0;
 const serviceArgs = (more = {}) => ({service: `by-two-${++n}-${f.id.slice(0, 8)}`, identity: `spiffe://services.example/by-two-${n}-${f.id}`, purposes: ['dlp'], orgs: [f.name], kinds: ['space'], rate: 0, breadth: 0, ...more});
 const matterArgs = (more = {}) => ({org: f.name, name: `matter ${++n}`, custodians: ['custodian'], from: Date.now() - DAY, to: Date.now() + DAY, kinds: ['space'], expires: Date.now() + DAY, ...more});
