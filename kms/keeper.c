@@ -113,8 +113,8 @@ static const struct db_statement statements[KS_N] = {
     /* org, main key */
     [KS_MAIN_KEY_GONE] = {"main_key_gone", "SELECT kms.main_key_gone($1, $2)", 2},
     [KS_MAIN_KEYS_LIST] = {"main_keys_list", "SELECT kms.main_keys_list($1)", 1},
-    /* this keeper, its node's name */
-    [KS_NODE_TURN] = {"node_turn", "SELECT kms.node_turn($1, $2)", 2},
+    /* this keeper, its node's name, has it just started */
+    [KS_NODE_TURN] = {"node_turn", "SELECT kms.node_turn($1, $2, $3::text::boolean)", 3},
     /* this keeper, root, opened, gone, why or NULL */
     [KS_NODE_ROOT] = {"node_root",
                       "SELECT kms.node_root($1, $2, $3::text::boolean, $4::text::boolean, $5)", 5},

@@ -18,9 +18,11 @@
 #include <event2/event.h>
 #include <jansson.h>
 #include <openssl/crypto.h>
+#include <openssl/evp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "hsm/hsm.h"
 #include "hsm/log.h"
@@ -353,6 +355,7 @@ turn_begin(struct rotator *r)
     db_params_init(&p);
     db_uuid(&p, &r->me);
     db_text(&p, r->k->cfg->node);
+    db_text(&p, r->turn == NULL ? "true" : "false");
     ask(r, KS_NODE_TURN, &p, turn_got);
 }
 
@@ -1115,6 +1118,32 @@ keys_step(struct rotator *r)
 
 /* --- life --- */
 
+/*
+ * Who we are: the same as the keeper that was here before us, so that nobody waits for it. One
+ * machine's admin socket is one keeper's.
+ */
+static int
+node_id(struct uuid *me, const struct config *cfg)
+{
+    char machine[64] = "", host[256] = "", text[1024];
+    unsigned char digest[EVP_MAX_MD_SIZE];
+    FILE *f = fopen("/etc/machine-id", "re");
+    int n;
+
+    if (f != NULL) {
+        if (fgets(machine, sizeof(machine), f) == NULL)
+            machine[0] = '\0';
+        fclose(f);
+    }
+    gethostname(host, sizeof(host) - 1);
+    n = snprintf(text, sizeof(text), "%s|%s|%s|%s", machine, host, cfg->node, cfg->admin_socket);
+    if (n < 0 || (size_t)n >= sizeof(text) ||
+        EVP_Digest(text, (size_t)n, digest, NULL, EVP_sha256(), NULL) != 1)
+        return KMS_ERR_INTERNAL;
+    memcpy(me->b, digest, UUID_LEN);
+    return KMS_OK;
+}
+
 struct rotator *
 rotator_new(struct keeper *k)
 {
@@ -1126,7 +1155,7 @@ rotator_new(struct keeper *k)
     r->size = BATCH_FIRST;
     r->items = calloc(BATCH_MAX, sizeof(*r->items));
     r->timer = evtimer_new(k->base, tick_cb, r);
-    if (r->items == NULL || r->timer == NULL || uuid_random(&r->me) != KMS_OK) {
+    if (r->items == NULL || r->timer == NULL || node_id(&r->me, k->cfg) != KMS_OK) {
         rotator_free(r);
         return NULL;
     }

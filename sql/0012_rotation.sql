@@ -33,7 +33,7 @@ CREATE TABLE nodes (
 );
 COMMENT ON TABLE nodes IS 'Keepers that run, one a node; alive are those that said so in the last half minute';
 COMMENT ON COLUMN nodes.org_id IS 'Nil';
-COMMENT ON COLUMN nodes.node_id IS 'Chosen by the keeper when it starts';
+COMMENT ON COLUMN nodes.node_id IS 'The same each time that this node''s keeper starts';
 COMMENT ON COLUMN nodes.node IS 'The node''s name';
 COMMENT ON COLUMN nodes.started_at IS 'Since when it runs';
 COMMENT ON COLUMN nodes.seen_at IS 'When it last said so';
@@ -146,7 +146,7 @@ RETURN (SELECT coalesce(jsonb_agg(jsonb_build_object('node', n.node, 'seen', ms(
          WHERE n.org_id = nobody() AND node_alive(n) AND NOT coalesce(x.opened, false));
 COMMENT ON FUNCTION root_rotation_waits IS 'Nodes that are alive and have not opened this root''s sentinel';
 
-CREATE FUNCTION node_turn(node uuid, name text) RETURNS jsonb
+CREATE FUNCTION node_turn(node uuid, name text, fresh boolean DEFAULT false) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp AS $$
 #variable_conflict use_variable
 DECLARE
@@ -155,7 +155,11 @@ DECLARE
     r rotations;
 BEGIN
     INSERT INTO nodes AS n (org_id, node_id, node, started_at, seen_at) VALUES (nobody(), node, name, v_now, v_now)
-        ON CONFLICT (org_id, node_id) DO UPDATE SET seen_at = excluded.seen_at;
+        ON CONFLICT (org_id, node_id) DO UPDATE SET seen_at = excluded.seen_at, node = excluded.node,
+            started_at = CASE WHEN fresh THEN excluded.started_at ELSE n.started_at END;
+    IF fresh THEN       -- its token may be another by now
+        DELETE FROM root_nodes x WHERE x.org_id = nobody() AND x.node_id = node;
+    END IF;
     UPDATE keeper_lease l SET node_id = node, until = v_now + interval '15 seconds'
      WHERE l.org_id = nobody() AND (l.node_id = node OR l.until <= v_now);
     v_lead := FOUND;
@@ -177,7 +181,7 @@ BEGIN
                                       AND (x.next_at IS NULL OR x.next_at <= v_now)));
 END $$;
 COMMENT ON FUNCTION node_turn IS
-    'A keeper says that it is there, and hears what is to be done: roots to open or to destroy in its token; the rest is for the one that leads';
+    'A keeper says that it is there (fresh: it has just started), and hears what is to be done: roots to open or to destroy in its token; the rest is for the one that leads';
 
 CREATE FUNCTION node_root(node uuid, root uuid, opened boolean, gone boolean, why text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp AS $$

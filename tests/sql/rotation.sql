@@ -2,14 +2,14 @@
 BEGIN;
 \ir fixture.psql
 \ir officers.psql
-SELECT plan(154);
+SELECT plan(156);
 
-CREATE FUNCTION pg_temp.turn(node text) RETURNS jsonb LANGUAGE plpgsql AS $$
+CREATE FUNCTION pg_temp.turn(node text, fresh boolean DEFAULT false) RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE
     v jsonb;
 BEGIN
     SET LOCAL ROLE kms_keeper;
-    v := kms.node_turn(pg_temp.id(node), node);
+    v := kms.node_turn(pg_temp.id(node), node, fresh);
     RESET ROLE;
     RETURN v;
 END $$;
@@ -112,6 +112,8 @@ SELECT is(jsonb_array_length(pg_temp.turn('n1') -> 'open'), 1, 'each node is ask
 SELECT is(jsonb_array_length(pg_temp.advance() -> 'waits'), 2, 'both have not');
 SELECT is(pg_temp.found('n1', pg_temp.id('new'), true)::text, '');
 SELECT is(pg_temp.turn('n1') -> 'open', '[]', 'once');
+SELECT is(jsonb_array_length(pg_temp.turn('n1', true) -> 'open'), 1, 'and again when it has started anew');
+SELECT is(pg_temp.found('n1', pg_temp.id('new'), true)::text, '');
 SELECT is(pg_temp.found('n2', pg_temp.id('new'), false, why => 'its token does not hold this root')::text, '');
 SELECT is(pg_temp.advance() #>> '{waits,0,why}', 'its token does not hold this root', 'one that cannot blocks it');
 SELECT is((SELECT state FROM kms.roots WHERE root_id = pg_temp.id('new')), 'added');
