@@ -788,8 +788,8 @@ static const struct method methods[] = {
     {NULL, 0, NULL, RECORD_CALL},
 };
 static const struct method *const method_lists[] = {
-    methods, audit_methods, control_methods, explain_methods, rotation_methods, freeze_methods,
-    destroy_methods};
+    methods,          audit_methods,  control_methods, explain_methods,
+    rotation_methods, freeze_methods, backup_methods,  destroy_methods};
 
 /* --- who may what --- */
 

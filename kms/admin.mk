@@ -4,7 +4,7 @@ KEEPER_SOURCES = \
 	kms/audit.c kms/audit.h kms/audit_admin.c \
 	kms/canary.c kms/canary.h \
 	kms/destroy.c kms/destroy.h kms/destroy_admin.c \
-	kms/control_admin.c kms/explain_admin.c kms/freeze_admin.c \
+	kms/control_admin.c kms/explain_admin.c kms/freeze_admin.c kms/backup_admin.c \
 	kms/syslog.c kms/syslog.h \
 	kms/config.c kms/config.h \
 	kms/keeper.c kms/keeper.h \
@@ -18,7 +18,7 @@ KEEPER_SOURCES = \
 bin_PROGRAMS += kms/kmsctl
 kms_kmsctl_SOURCES = \
 	kms/kmsctl_main.c kms/kmsctl.h kms/kmsctl_audit.c kms/kmsctl_control.c \
-	kms/kmsctl_explain.c kms/kmsctl_cmk.c kms/kmsctl_destroy.c kms/kmsctl_freeze.c kms/kmsctl_restore.c kms/kmsctl_rotation.c kms/kmsctl_log.h \
+	kms/kmsctl_explain.c kms/kmsctl_cmk.c kms/kmsctl_destroy.c kms/kmsctl_freeze.c kms/kmsctl_backup.c kms/kmsctl_restore.c kms/kmsctl_rotation.c kms/kmsctl_log.h \
 	kms/audit_dir.c kms/audit_dir.h \
 	kms/audit_verify.c kms/audit_verify.h \
 	kms/clock.c kms/clock.h \

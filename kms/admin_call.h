@@ -114,6 +114,7 @@ extern const struct method audit_methods[];    /* audit_admin.c */
 extern const struct method control_methods[];  /* control_admin.c */
 extern const struct method explain_methods[];  /* explain_admin.c */
 extern const struct method rotation_methods[]; /* rotation_admin.c */
+extern const struct method backup_methods[];   /* backup_admin.c */
 extern const struct method freeze_methods[];   /* freeze_admin.c */
 extern const struct method destroy_methods[];  /* destroy_admin.c */
 

@@ -35,8 +35,7 @@
 #include "proto/err.h"
 #include "proto/json.h"
 
-#define DB_CONNECTIONS                                                                             \
-    4 /* one may wait in a sweep, some in a rotation and a destruction, while an operator asks */
+#define DB_CONNECTIONS 4 /* a sweep, a rotation, a destruction, and one for operators */
 #define SWEEP_MS       10000
 #define SWEEP_MORE_MS  100 /* after a full batch */
 #define SWEEP_BATCH    1000
@@ -157,6 +156,7 @@ static const struct db_statement statements[KS_N] = {
                        "SELECT verdict, result FROM kms.freeze_act($1, $2, $3, $4, $5)", 5},
     [KS_FREEZE_PREVIEW] = {"freeze_preview", "SELECT verdict, result FROM kms.freeze_preview($1)",
                            1},
+    [KS_TOKEN_KEYS] = {"token_keys", "SELECT kms.token_keys()", 0},
     [KS_FREEZES_LIST] = {"freezes_list", "SELECT kms.freezes_list($1)", 1},
     /* the kernel's id of this run of the machine, milliseconds of it */
     [KS_CLOCK_TICK] = {"clock_tick", "SELECT kms.clock_tick($1, $2)", 2},

@@ -95,6 +95,7 @@ enum keeper_statement {
     KS_FREEZE_ACT,
     KS_FREEZE_PREVIEW,
     KS_FREEZES_LIST,
+    KS_TOKEN_KEYS,
     KS_CLOCK_TICK,
     KS_CLOCK_SHOW,
     KS_DESTRUCTION_WAITING,

@@ -26,6 +26,7 @@ struct ctl {
     bool exit;
     bool follow;
     bool dry_run;
+    bool check;
     bool watch, all;
     long long timeout_ms;
     long long bits;
@@ -48,6 +49,7 @@ extern const struct command control_commands[];  /* kmsctl_control.c */
 extern const struct command explain_commands[];  /* kmsctl_explain.c */
 extern const struct command cmk_commands[];      /* kmsctl_cmk.c */
 extern const struct command rotation_commands[]; /* kmsctl_rotation.c */
+extern const struct command backup_commands[];   /* kmsctl_backup.c */
 extern const struct command restore_commands[];  /* kmsctl_restore.c */
 extern const struct command freeze_commands[];   /* kmsctl_freeze.c */
 extern const struct command destroy_commands[];  /* kmsctl_destroy.c */

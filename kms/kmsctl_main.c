@@ -726,6 +726,7 @@ static const struct option options[] = {
     {"watch", no_argument, NULL, 'v'},
     {"for", required_argument, NULL, 'O'},
     {"dry-run", no_argument, NULL, 'D'},
+    {"check", no_argument, NULL, 'Z'},
     {"backup", required_argument, NULL, 'K'},
     {"sample", required_argument, NULL, 'm'},
     {"all", no_argument, NULL, 'a'},
@@ -765,6 +766,7 @@ static const struct {
     {'x', "  --exit         finish what is under way, then end the server"},
     {'n', "  --limit N      at most so many entries (default 20, at most 1000)"},
     {'O', "  --for LENGTH   how long: 30m, 2h, 7d; at most 90 days"},
+    {'Z', "  --check        look for each of those keys in the token"},
     {'K', "  --backup PATH  a file or directory of pg_dump, or a directory of pg_basebackup"},
     {'m', "  --sample N     keys and recordings of each generation (default 10)"},
     {'D', "  --dry-run      show what it would touch, and do nothing"},
@@ -839,8 +841,8 @@ static const struct command main_commands[] = {
     {NULL, NULL, 0, 0, NULL, NULL, NULL},
 };
 static const struct command *const command_lists[] = {
-    main_commands,     control_commands, explain_commands, cmk_commands,
-    rotation_commands, freeze_commands,  restore_commands, destroy_commands};
+    main_commands,   control_commands, explain_commands, cmk_commands,    rotation_commands,
+    freeze_commands, backup_commands,  restore_commands, destroy_commands};
 
 /* All of them; those with the same first word stand together. */
 #define COMMANDS_MAX 160
@@ -1095,6 +1097,9 @@ parse_options(struct ctl *ctl, int argc, char **argv, bool *help, char *given)
             break;
         case 'D':
             ctl->dry_run = true;
+            break;
+        case 'Z':
+            ctl->check = true;
             break;
         case 'a':
             ctl->all = true;

@@ -14,7 +14,8 @@ MIGRATIONS = \
 	$(srcdir)/sql/0011_main_keys.sql \
 	$(srcdir)/sql/0012_rotation.sql \
 	$(srcdir)/sql/0013_destruction.sql \
-	$(srcdir)/sql/0014_freeze.sql
+	$(srcdir)/sql/0014_freeze.sql \
+	$(srcdir)/sql/0015_backup.sql
 sql_libsql_a_SOURCES = sql/migrate.c sql/migrate.h sql/migrations.h
 nodist_sql_libsql_a_SOURCES = sql/migrations.c
 sql_libsql_a_CFLAGS = $(AM_CFLAGS) $(PQ_CFLAGS)
