@@ -5,6 +5,7 @@ EXTRA_DIST += \
 	tests/clients/README.md \
 	tests/clients/archiver.test.mjs \
 	tests/clients/authorizations.test.mjs \
+	tests/clients/byok.test.mjs \
 	tests/clients/channel.test.mjs \
 	tests/clients/containers.test.mjs \
 	tests/clients/http.test.mjs \

@@ -1,4 +1,4 @@
-// The Webex JS SDK against the server: all that its own integration tests cover (save main keys), and its batches, resets and checks.
+// The Webex JS SDK against the server: all that its own integration tests cover (main keys: byok.test.mjs), and its batches, resets and checks.
 import assert from 'node:assert/strict';
 import {execFileSync} from 'node:child_process';
 import {randomBytes, X509Certificate} from 'node:crypto';
