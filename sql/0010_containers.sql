@@ -408,10 +408,11 @@ BEGIN
     ), recorded AS (
         -- With pseudonyms from the channel's row, so that the trigger has nothing to do.
         INSERT INTO entries (org_id, at, op_id, verdict, action, kind, subject, on_behalf, client_id, person, client,
-                             channel_id, resource_id, key_ids, path, request_id, matter_id)
+                             channel_id, resource_id, key_ids, path, request_id, matter_id, detail)
         SELECT j.org, v_now, j.op, j.verdict, 'key.get', j.kind, CASE WHEN j.person IS NULL THEN j.subject END, j.behalf,
                CASE WHEN j.client_pseudonym IS NULL THEN j.client END, j.person, j.client_pseudonym, j.channel,
-               j.resource_id, ARRAY[j.key], j.path, j.request, CASE WHEN j.verdict = 0 THEN j.matter END
+               j.resource_id, ARRAY[j.key], j.path, j.request, CASE WHEN j.verdict = 0 THEN j.matter END,
+               CASE WHEN j.verdict = 403007 THEN jsonb_build_object('why', officer_why()) END
           FROM judged j
          ORDER BY j.n
             ON CONFLICT (org_id, op_id) DO NOTHING
@@ -648,7 +649,8 @@ BEGIN
             END IF;
             PERFORM record_entry(orgs[i], ops[i], 'resource.keys', v_verdict, v_caller.kind, v_caller.subject,
                 nullif(behalf[i], v_caller.subject), clients[i], channels[i], resources[i], v_keys, v_path, requests[i],
-                NULL, NULL, CASE WHEN v_verdict = 0 THEN v_matter.matter_id END);
+                CASE WHEN v_verdict = 403007 THEN jsonb_build_object('why', officer_why()) END, NULL,
+                CASE WHEN v_verdict = 0 THEN v_matter.matter_id END);
         END IF;
         IF v_verdict = 0 AND v_keys IS NOT NULL THEN
             -- A key swept since is not in the answer, though it is in the record: the safe side.
@@ -984,7 +986,9 @@ BEGIN
                 WHEN 'channel.delete' THEN o := do_channel_delete(c);
                 WHEN 'resource.releases' THEN o := do_resource_releases(c);
             END CASE;
-            IF o.verdict = 0 AND o.behalf IS NOT NULL THEN
+            IF o.verdict = 403007 THEN
+                o.result := jsonb_build_object('why', officer_why());
+            ELSIF o.verdict = 0 AND o.behalf IS NOT NULL THEN
                 v_matter := officer_matter(orgs[i], o.behalf, (SELECT r.kind FROM resources r
                     WHERE r.org_id = orgs[i] AND r.resource_id = o.resource), NULL, v_now);
             END IF;
@@ -1281,6 +1285,9 @@ BEGIN
                 END IF;
             END IF;
         END IF;
+        IF verdict = 403007 THEN
+            result := jsonb_build_object('why', officer_why());
+        END IF;
         IF verdict >= 0 THEN
             IF verdict <> 0 AND result IS NOT NULL THEN
                 v_detail := coalesce(v_detail, '{}') || result;
@@ -1569,11 +1576,8 @@ BEGIN
                         v_resources := v_resources[:v_at];
                     END IF;
                 END IF;
-                INSERT INTO service_seen AS e (org_id, service, resource_id, seen_at)
-                SELECT DISTINCT u.org, s.service, u.resource, p_now FROM unnest(v_key_orgs, v_resources) AS u(org, resource)
-                 ORDER BY u.org, u.resource
-                    ON CONFLICT (org_id, service, resource_id) DO UPDATE SET seen_at = excluded.seen_at
-                       WHERE e.seen_at <= excluded.seen_at - interval '5 minutes';
+                PERFORM note_seen(v_key_orgs, array_fill(s.service, ARRAY[cardinality(v_keys)]), v_resources, p_now)
+                  WHERE cardinality(v_keys) > 0;
             END IF;
         END IF;
 
@@ -1691,9 +1695,7 @@ BEGIN
                    k.resource_id, r.kind, r.security,
                    -- No look at it for who has no breadth.
                    w.breadth > 0 AS limited,
-                   CASE WHEN w.breadth > 0 THEN
-                       (SELECT x.seen_at FROM service_seen x
-                         WHERE x.org_id = k.org_id AND x.service = w.service AND x.resource_id = k.resource_id) END AS seen_at,
+                   CASE WHEN w.breadth > 0 THEN seen_at(k.org_id, w.service, k.resource_id) END AS seen_at,
                    r.destroyed_at IS NOT NULL OR r.expires_at <= v_now OR k.blob IS NULL AS gone
               FROM unnest(ops, channels, requests, targets, purposes, matters) WITH ORDINALITY
                    AS i(op, channel, request, key, purpose, matter, n)
@@ -1707,9 +1709,7 @@ BEGIN
                     WHERE x.org_id = k.org_id AND x.resource_id = k.resource_id LIMIT 1) r ON true
         ), rules AS MATERIALIZED (
             SELECT d.org_id, d.service, d.purpose, o.state, o.locked, g.service IS NOT NULL AS served, p.enabled,
-                   CASE WHEN d.purpose = 'dlp' THEN
-                       v_now - coalesce((SELECT x.value FROM settings x WHERE x.org_id = d.org_id AND x.name = 'dlp.age'),
-                                        setting_default('dlp.age'))::bigint * interval '1 millisecond' END AS since
+                   CASE WHEN d.purpose = 'dlp' THEN dlp_since(d.org_id, v_now) END AS since
               FROM (SELECT DISTINCT f.org_id, f.service, f.purpose FROM found f
                      WHERE f.org_id IS NOT NULL AND f.service IS NOT NULL AND f.purpose IS NOT NULL) d
              CROSS JOIN LATERAL (SELECT x.state, x.locked FROM organisations x WHERE x.org_id = d.org_id LIMIT 1) o
@@ -1718,9 +1718,8 @@ BEGIN
               LEFT JOIN LATERAL (
                    SELECT x.enabled FROM purposes x WHERE x.org_id = d.org_id AND x.purpose = d.purpose LIMIT 1) p ON true
         ), held AS MATERIALIZED (
-            SELECT m.org_id, m.matter_id, m.custodians, m.kinds, m.window_from, m.window_to, matter_holds(m::matters, v_now) AS holds
+            SELECT d.org_id, d.matter, matter_held(d.org_id, d.matter, v_now) AS holds
               FROM (SELECT DISTINCT f.org_id, f.matter FROM found f WHERE f.matter IS NOT NULL AND f.org_id IS NOT NULL) d
-             CROSS JOIN LATERAL (SELECT * FROM matters x WHERE x.org_id = d.org_id AND x.matter_id = d.matter LIMIT 1) AS m
         ), judged AS MATERIALIZED (
             SELECT f.n, f.op, f.channel, f.request, f.key, f.purpose, f.matter, f.service, w.client, w.public_key, f.org_id,
                    f.key_id, f.blob, f.generation, f.creator, f.client_id, f.created_at, f.expires_at, f.bound_at, f.resource_id,
@@ -1739,12 +1738,7 @@ BEGIN
                         WHEN u.state <> 'active' THEN 10
                         WHEN f.purpose = 'ediscovery' AND f.matter IS NULL THEN 11
                         WHEN f.purpose = 'ediscovery' AND h.holds IS NOT TRUE THEN 12
-                        WHEN f.purpose = 'ediscovery' AND (f.kind = ANY (h.kinds) AND EXISTS (
-                                 SELECT FROM authorizations a
-                                  WHERE a.org_id = f.org_id AND a.resource_id = f.resource_id AND a.kind = 'user'
-                                    AND a.grantee = ANY (h.custodians))) IS NOT TRUE THEN 13
-                        WHEN f.purpose = 'ediscovery' AND (f.bound_at >= h.window_from AND f.bound_at < h.window_to) IS NOT TRUE
-                            THEN 14
+                        WHEN f.purpose = 'ediscovery' AND c.reason <> 0 THEN c.reason
                         WHEN f.purpose = 'dlp' AND f.bound_at < u.since THEN 15
                         WHEN f.resource_id IS NULL THEN 16
                         WHEN (u.locked <> 0 OR v_frozen)
@@ -1756,7 +1750,10 @@ BEGIN
               FROM found f
               LEFT JOIN who w ON w.channel = f.channel
               LEFT JOIN rules u ON u.org_id = f.org_id AND u.service = f.service AND u.purpose = f.purpose
-              LEFT JOIN held h ON h.org_id = f.org_id AND h.matter_id = f.matter
+              LEFT JOIN held h ON h.org_id = f.org_id AND h.matter = f.matter
+             CROSS JOIN LATERAL (
+                   SELECT CASE WHEN h.holds THEN matter_reason(f.org_id, f.matter, f.resource_id, f.kind, f.bound_at) END AS reason
+                   OFFSET 0) c
         ), go AS MATERIALIZED (
             -- Who would see a resource that is new to him must be counted first: then nothing is done yet.
             SELECT v_sure OR NOT EXISTS (SELECT FROM judged j WHERE j.reason = 0 AND j.unseen) AS yes
@@ -1776,13 +1773,9 @@ BEGIN
         ), fenced AS (
             UPDATE fence SET touched = touched + 1
              WHERE org_id = nobody() AND (SELECT g.yes FROM go g) AND (SELECT count(*) FROM recorded) < cardinality(ops)
-        ), charged AS (
-            INSERT INTO service_seen AS s (org_id, service, resource_id, seen_at)
-            SELECT DISTINCT j.org_id, j.service, j.resource_id, v_now FROM judged j
-             WHERE j.reason = 0 AND j.note AND (SELECT g.yes FROM go g)
-             ORDER BY j.org_id, j.service, j.resource_id
-                ON CONFLICT (org_id, service, resource_id) DO UPDATE SET seen_at = excluded.seen_at
-                   WHERE s.seen_at < excluded.seen_at
+        ), noted AS (
+            SELECT note_seen(array_agg(j.org_id), array_agg(j.service), array_agg(j.resource_id), v_now) AS n FROM judged j
+             WHERE j.reason = 0 AND j.note AND (SELECT g.yes FROM go g) HAVING count(*) > 0
         ), answered AS (
             -- What was run before is answered as its record says, whatever has changed since.
             SELECT j.n, j.org_id, j.key_id, j.blob, j.generation, j.creator, j.client_id, j.created_at, j.expires_at,
@@ -1790,7 +1783,7 @@ BEGIN
                    -- Its channel may be gone by now, but not whom it was and how he gets his keys.
                    CASE WHEN (x.e).op_id IS NULL THEN j.service ELSE (x.e).subject END AS service,
                    CASE WHEN (x.e).op_id IS NULL THEN j.public_key
-                        ELSE (SELECT s.public_key FROM services s WHERE s.org_id = nobody() AND s.service = (x.e).subject)
+                        ELSE service_key((x.e).subject)
                    END AS public_key,
                    CASE WHEN (x.e).op_id IS NULL THEN release_code(j.reason)
                         WHEN (x.e).verdict = 0 AND org_locked(j.org_id) <> 0 THEN org_locked(j.org_id)
@@ -1801,7 +1794,7 @@ BEGIN
                    SELECT CASE WHEN (SELECT count(*) FROM recorded) < cardinality(ops)
                                THEN first_run(coalesce(j.org_id, nobody()), j.op, 'key.get', j.channel, NULL, ARRAY[j.key])
                           END AS e OFFSET 0) x
-             WHERE (SELECT g.yes FROM go g)
+             WHERE (SELECT g.yes FROM go g) AND (SELECT count(*) FROM noted) >= 0    -- what nobody reads is not run
         )
         SELECT j.n, j.verdict, w.key_id, w.blob, w.generation, w.root_id, w.wrapped, w.org_id, w.creator, w.client_id,
                ms(w.created_at), ms(w.expires_at), ms(w.bound_at), w.resource_id, j.service, j.purpose, j.matter,

@@ -465,7 +465,7 @@ BEGIN
         SELECT coalesce(array_agg(DISTINCT recording_key(m)), '{}') INTO v_kept FROM kms.recordings m
          WHERE m.org_id = p_org AND m.resource_id = p_resource AND m.blob IS NOT NULL AND held_at(v_matters, m.created_at) IS NOT NULL;
     END IF;
-    WITH due AS (
+    WITH due AS MATERIALIZED (
         SELECT x.key_id FROM content_keys x
          WHERE x.org_id = p_org AND x.resource_id = p_resource AND x.blob IS NOT NULL
            AND (cardinality(v_matters) = 0 OR (held_at(v_matters, x.bound_at) IS NULL AND x.key_id <> ALL (v_kept)))
@@ -474,7 +474,7 @@ BEGIN
         UPDATE content_keys k SET blob = NULL, destroyed_at = p_now FROM due d WHERE k.org_id = p_org AND k.key_id = d.key_id
         RETURNING k.key_id, k.generation)
     SELECT array_agg(ROW(p_org, p_certificate, 'key', d.key_id, d.generation)::destroyed), array_agg(d.key_id ORDER BY d.key_id) INTO gone, keys FROM done d;
-    WITH due AS (
+    WITH due AS MATERIALIZED (
         SELECT x.recording_id FROM kms.recordings x
          WHERE x.org_id = p_org AND x.resource_id = p_resource AND x.blob IS NOT NULL
            AND (cardinality(v_matters) = 0 OR held_at(v_matters, x.created_at) IS NULL)
@@ -543,23 +543,26 @@ BEGIN
         RETURN jsonb_build_object('channels', 0, 'unbound_keys', 0, 'resources', 0, 'keys', 0, 'recordings', 0, 'proofs', 0);
     END IF;
 
-    -- Ten minutes late, so that a slow answer still finds the channel that it goes to.
-    DELETE FROM channels c USING (
+    -- What is due is a CTE each time: a subquery with LIMIT and FOR UPDATE may be run again and again by a join, and then takes
+    -- more than a batch.
+    -- Channels ten minutes late, so that a slow answer still finds the channel that it goes to.
+    WITH due AS MATERIALIZED (
         SELECT x.org_id, x.channel_id FROM channels x WHERE x.expires_at < v_now - interval '10 minutes'
-         ORDER BY x.expires_at LIMIT batch FOR UPDATE SKIP LOCKED) d
-     WHERE c.org_id = d.org_id AND c.channel_id = d.channel_id;
+         ORDER BY x.expires_at LIMIT batch FOR UPDATE SKIP LOCKED)
+    DELETE FROM channels c USING due d WHERE c.org_id = d.org_id AND c.channel_id = d.channel_id;
     GET DIAGNOSTICS v_channels = ROW_COUNT;
-    DELETE FROM service_proofs p USING (
+    WITH due AS MATERIALIZED (
         SELECT x.org_id, x.jti_hash FROM service_proofs x WHERE x.expires_at < v_now
-         ORDER BY x.expires_at LIMIT batch FOR UPDATE SKIP LOCKED) d
-     WHERE p.org_id = d.org_id AND p.jti_hash = d.jti_hash;
+         ORDER BY x.expires_at LIMIT batch FOR UPDATE SKIP LOCKED)
+    DELETE FROM service_proofs p USING due d WHERE p.org_id = d.org_id AND p.jti_hash = d.jti_hash;
     GET DIAGNOSTICS v_proofs = ROW_COUNT;
-    DELETE FROM service_seen s USING (
+    WITH due AS MATERIALIZED (
         SELECT x.org_id, x.service, x.resource_id FROM service_seen x WHERE x.seen_at < v_now - interval '2 hours'
-         ORDER BY x.seen_at LIMIT batch FOR UPDATE SKIP LOCKED) d
+         ORDER BY x.seen_at LIMIT batch FOR UPDATE SKIP LOCKED)
+    DELETE FROM service_seen s USING due d
      WHERE s.org_id = d.org_id AND s.service = d.service AND s.resource_id = d.resource_id;
 
-    WITH due AS (
+    WITH due AS MATERIALIZED (
         SELECT x.org_id, x.key_id FROM content_keys x WHERE x.resource_id IS NULL AND x.expires_at <= v_now
          ORDER BY x.expires_at LIMIT batch FOR UPDATE SKIP LOCKED
     ), gone AS (
@@ -575,10 +578,14 @@ BEGIN
     -- What a matter kept is due again when the matter has ended.
     FOR v_hold IN SELECT x.* FROM holds x LOOP
         CONTINUE WHEN EXISTS (SELECT FROM matters m WHERE m.org_id = v_hold.org_id AND m.matter_id = v_hold.matter_id AND matter_holds(m, v_now));
-        UPDATE resources r SET held_by = NULL WHERE (r.org_id, r.resource_id) IN (
-            SELECT x.org_id, x.resource_id FROM resources x WHERE x.org_id = v_hold.org_id AND x.held_by = v_hold.matter_id LIMIT batch FOR NO KEY UPDATE SKIP LOCKED);
-        UPDATE recordings m SET held_by = NULL WHERE (m.org_id, m.recording_id) IN (
-            SELECT x.org_id, x.recording_id FROM recordings x WHERE x.org_id = v_hold.org_id AND x.held_by = v_hold.matter_id LIMIT batch FOR NO KEY UPDATE SKIP LOCKED);
+        WITH due AS MATERIALIZED (
+            SELECT x.org_id, x.resource_id FROM resources x WHERE x.org_id = v_hold.org_id AND x.held_by = v_hold.matter_id
+             LIMIT batch FOR NO KEY UPDATE SKIP LOCKED)
+        UPDATE resources r SET held_by = NULL FROM due d WHERE r.org_id = d.org_id AND r.resource_id = d.resource_id;
+        WITH due AS MATERIALIZED (
+            SELECT x.org_id, x.recording_id FROM recordings x WHERE x.org_id = v_hold.org_id AND x.held_by = v_hold.matter_id
+             LIMIT batch FOR NO KEY UPDATE SKIP LOCKED)
+        UPDATE recordings m SET held_by = NULL FROM due d WHERE m.org_id = d.org_id AND m.recording_id = d.recording_id;
         DELETE FROM holds x WHERE x.org_id = v_hold.org_id AND x.matter_id = v_hold.matter_id
             AND NOT EXISTS (SELECT FROM resources r WHERE r.org_id = v_hold.org_id AND r.held_by = v_hold.matter_id)
             AND NOT EXISTS (SELECT FROM recordings m WHERE m.org_id = v_hold.org_id AND m.held_by = v_hold.matter_id);
