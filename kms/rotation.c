@@ -35,7 +35,7 @@
 #include "proto/json.h"
 
 #define FIRST_MS    500
-#define TURN_MS     2000  /* how often we say that we are here; half a minute is too late */
+#define TURN_MS     2000  /* how often we say that we are here */
 #define AGAIN_MS    1000  /* after what did not work */
 #define HELD_MS     30000 /* before a walk that came to its end with failures is walked again */
 #define TIDY_MS     60000 /* between looks for generations that nothing needs */

@@ -31,7 +31,7 @@ CREATE TABLE nodes (
     seen_at timestamptz(3) NOT NULL,
     PRIMARY KEY (org_id, node_id)
 );
-COMMENT ON TABLE nodes IS 'Keepers that run, one a node; alive are those that said so in the last half minute';
+COMMENT ON TABLE nodes IS 'Keepers that run, one a node; alive are those that said so in the last minute and a half: a keeper that keeps dying is started every half minute, and its workers serve meanwhile';
 COMMENT ON COLUMN nodes.org_id IS 'Nil';
 COMMENT ON COLUMN nodes.node_id IS 'The same each time that this node''s keeper starts';
 COMMENT ON COLUMN nodes.node IS 'The node''s name';
@@ -123,7 +123,7 @@ CREATE TRIGGER wrapping_keys_parent_other BEFORE UPDATE OF root_id ON wrapping_k
 -- ---------------------------------------------------------------------------------------------------- nodes
 
 CREATE FUNCTION node_alive(n nodes) RETURNS boolean LANGUAGE sql STABLE
-RETURN n.seen_at > clock_timestamp() - interval '30 seconds';
+RETURN n.seen_at > clock_timestamp() - interval '90 seconds';
 COMMENT ON FUNCTION node_alive IS 'Has it said lately that it is there?';
 
 CREATE FUNCTION root_rotation_phase(r rotations) RETURNS text LANGUAGE plpgsql STABLE AS $$
