@@ -1,5 +1,5 @@
 # Tests and what they are made of; tests/run.sh runs everything.
-EXTRA_DIST += tests/README.md tests/run.sh tests/explain/run.sh
+EXTRA_DIST += tests/README.md tests/run.sh tests/explain/run.sh tests/restore/run.sh
 EXTRA_DIST += tests/purposes/run.sh tests/purposes/model.mjs tests/purposes/world.mjs tests/purposes/cells.mjs tests/purposes/table.mjs \
 	tests/purposes/control.mjs tests/purposes/nodes.mjs tests/purposes/sql.mjs \
 	tests/purposes/lib/client.mjs tests/purposes/lib/fixture.mjs tests/purposes/lib/psql.mjs

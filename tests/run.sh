@@ -2,7 +2,7 @@
 # The one test command, for people and for CI: installs what a fresh Debian 12 lacks, builds, and runs every suite.
 #
 #   tests/run.sh              everything
-#   tests/run.sh SUITE ...    some of: build unit clang format sql admin log destruction purposes clients faults fuzz bench valgrind
+#   tests/run.sh SUITE ...    some of: build unit clang format sql admin log destruction purposes clients restore faults fuzz bench valgrind
 #   tests/run.sh --list       what there is
 #
 # Each suite brings its own PostgreSQL, SoftHSM token and ports, and ends with a line "N passed, N failed"; so does this.
@@ -10,7 +10,7 @@
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(dirname "$here")
-suites=(build unit format sql admin log explain destruction purposes clients faults fuzz clang valgrind bench)
+suites=(build unit format sql admin log explain destruction purposes clients restore faults fuzz clang valgrind bench)
 case "${1:-}" in
 -h | --help)
     sed -n '2,9s/^# \{0,1\}//p' "$0"
@@ -121,6 +121,7 @@ suite_explain() { script explain; }
 suite_destruction() { script destruction; }
 suite_purposes() { script purposes --short; }
 suite_clients() { script clients; }
+suite_restore() { script restore; }
 suite_faults() { script faults --short; }
 suite_fuzz() { script fuzz 5; }
 suite_valgrind() { script valgrind; }
