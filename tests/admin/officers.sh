@@ -185,7 +185,7 @@ for i in 1 2 3; do "$ctl" --op "$op" audit tail acme >/dev/null; done
 is "each reading has an entry, with the same op too" "$(($(reads audit.tail) - before))" 3
 before=$(reads admin.call)
 call 'hello' >/dev/null
-call '{"jsonrpc":"2.0","id":1,"method":"org.destroy"}' >/dev/null
+call '{"jsonrpc":"2.0","id":1,"method":"org.fly"}' >/dev/null
 is "lines that are no calls have entries" "$(($(reads admin.call) - before))" 2
 # Names of people and free texts are not in entries.
 as_user games person erase acme a-person-of-that-name >/dev/null 2>&1

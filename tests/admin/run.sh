@@ -366,7 +366,7 @@ is "another version" "$(code_of "$(call '{"jsonrpc":"1.0","id":1,"method":"statu
 is "no method" "$(code_of "$(call '{"jsonrpc":"2.0","id":1}')")" -32600
 is "a method that is a number" "$(code_of "$(call '{"jsonrpc":"2.0","id":1,"method":7}')")" -32600
 is "an id that is an object" "$(code_of "$(call '{"jsonrpc":"2.0","id":{},"method":"status"}')")" -32600
-is "no such method" "$(code_of "$(call '{"jsonrpc":"2.0","id":1,"method":"org.destroy"}')")" -32601
+is "no such method" "$(code_of "$(call '{"jsonrpc":"2.0","id":1,"method":"org.fly"}')")" -32601
 is "params that are an array" "$(code_of "$(call "$(r ',"params":[]')")")" -32602
 is "an op that is no UUID" "$(code_of "$(call "$(r ',"params":{"op":"x"}')")")" -32602
 is "a level that is a number" "$(code_of "$(call "$(r ',"params":{"level":3}')")")" -32602
@@ -432,7 +432,7 @@ is "another method" "$(http -X POST "$KMS_METRICS_URL/metrics")" 405
 
 if $own; then
     # Keys that nobody bound are gone, and that is an entry.
-    swept() { "$ctl" --json audit tail "$org" --limit 100 | jq -e '.entries[] | select(.action == "key.expire") | .keys | length == 3'; }
+    swept() { "$ctl" --json audit tail "$org" --limit 1000 | jq -e '.entries[] | select(.action == "key.expire") | .keys | length == 3'; }
     if wait_until 20 swept; then ok; else bad "unbound keys past their time were not swept"; fi
     check "a swept key" 1 "$ctl" key show "$(head -n 1 "$work/unbound")"
     http "$KMS_METRICS_URL/metrics" >/dev/null
