@@ -724,6 +724,7 @@ BEGIN
         DELETE FROM reseals x WHERE x.org_id = d.org_id;
         DELETE FROM retention_changes x WHERE x.org_id = d.org_id;
         DELETE FROM service_orgs x WHERE x.org_id = d.org_id;
+        UPDATE rotations x SET state = 'stopped', ended_at = p_now WHERE x.org_id = d.org_id AND x.state = 'running';
         UPDATE purposes p SET enabled = false, changed_at = p_now WHERE p.org_id = d.org_id AND p.enabled;
         FOR v_id IN SELECT m.main_key_id FROM main_keys m WHERE m.org_id = d.org_id AND m.state NOT IN ('IMPORTING', 'DELETED', 'REMOVEDCLEAN') ORDER BY 1 LOOP
             PERFORM main_key_become(d.org_id, v_id, 'DELETED');
