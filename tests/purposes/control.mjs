@@ -35,7 +35,8 @@ const state = async () => (await owner.run(`SELECT md5(string_agg(t, '|' ORDER B
 const entries = async (where) => Number((await owner.run(`SELECT count(*) FROM kms.entries WHERE org_id IN (${lit(f.id)}, kms.nobody()) AND ${where}`))[0]);
 
 const f = await fixture(owner, {name: 'control', on: ['indexing']});
-// At once: so that nothing is destroyed later, between two looks at the state.
+// At once: so that nothing is destroyed later, between two looks at the state.  The keeper writes its own figure down once, when it has begun.
+for (let i = 0; i < 100 && !(await owner.run(`SELECT 1 FROM kms.settings WHERE name = 'destruction.waiting'`)).length; i++) await new Promise((r) => setTimeout(r, 200));
 await keeper.rows('SELECT kms.destruction_waiting(0)');
 let n = 0;
 const serviceArgs = (more = {}) => ({service: `by-two-${++n}-${f.id.slice(0, 8)}`, identity: `spiffe://services.example/by-two-${n}-${f.id}`, purposes: ['dlp'], orgs: [f.name], kinds: ['space'], rate: 0, breadth: 0, ...more});
@@ -45,6 +46,10 @@ const registered = await f.service({purposes: ['dlp']});
 /* Each action that opens or destroys: fresh arguments each time, and how the facts under it can change meanwhile. */
 const moreService = async () => { await f.service({purposes: PURPOSES}); };
 const moreResources = async () => { await f.resources(60); };
+/* What an open matter covers is not destroyed. */
+const closeMatters = async () => {
+    for (const matter of await owner.run(`SELECT matter_id FROM kms.matters WHERE org_id = ${lit(f.id)} AND state = 'open'`)) await act(1, 'matter.close', {matter});
+};
 const ACTIONS = {
     'purpose.enable': {args: async () => {
         await owner.run(`DELETE FROM kms.purposes WHERE org_id = ${lit(f.id)} AND purpose = 'dlp'`);
@@ -54,7 +59,10 @@ const ACTIONS = {
     'service.change': {args: async () => serviceArgs({service: registered.name, identity: registered.identity, rate: ++n, purposes: ['dlp', 'indexing']}), changes: [moreResources]},
     'matter.open': {args: async () => matterArgs(), changes: [moreService, moreResources]},
     'setting.set': {args: async () => ({org: f.name, name: 'dlp.age', value: String(DAY * (2 + ++n))}), changes: [moreService]},
-    'key.destroy': {args: async () => ({key: await f.more()}), changes: [async (args) => { await owner.run(`INSERT INTO kms.authorizations (org_id, authorization_id, resource_id, kind, grantee, granted_by, created_at)
+    'key.destroy': {args: async () => {
+        await closeMatters();
+        return {key: await f.more()};
+    }, changes: [async (args) => { await owner.run(`INSERT INTO kms.authorizations (org_id, authorization_id, resource_id, kind, grantee, granted_by, created_at)
         SELECT k.org_id, gen_random_uuid(), k.resource_id, 'user', 'newcomer' || gen_random_uuid(), 'maker', clock_timestamp() FROM kms.content_keys k WHERE k.key_id = ${lit(args.key)}`); }]},
     'resource.destroy': {args: async () => ({resource: (await f.resources(1))[0].id}), changes: [moreService]},
     'audit.suspend': {args: async () => {
