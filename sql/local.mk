@@ -34,7 +34,7 @@ tests_sql_migrate_tool_CFLAGS = $(AM_CFLAGS)
 tests_sql_migrate_tool_LDADD = $(SQL_LIBS)
 EXTRA_DIST += \
 	tests/lib/postgres.sh \
-	tests/sql/run.sh \
+	tests/sql/run.sh tests/sql/redefined.sh tests/sql/redefined.list \
 	tests/sql/suite_migrate.sh tests/sql/suite_pgtap.sh tests/sql/suite_races.sh tests/sql/suite_plans.sh \
 	tests/sql/fixture.psql tests/sql/officers.psql tests/sql/races.psql \
 	tests/sql/authorizations.sql tests/sql/channels.sql tests/sql/containers.sql tests/sql/control.sql tests/sql/destruction.sql tests/sql/explain.sql tests/sql/freeze.sql tests/sql/keeper.sql tests/sql/keys_bind.sql \
