@@ -40,9 +40,13 @@
 
 #define CONFIG_DEFAULT "/etc/kms/kms.conf"
 #define BACKLOG        1024
-#define PAUSE_MAX      30 /* seconds between restarts of a child that keeps dying */
-#define PAUSE_OVER     60 /* seconds that a child must have run for its pause to be forgotten */
-#define DRAIN_GRACE    5  /* seconds after the drain's own deadline */
+#ifdef KMS_FAULTS
+#define PAUSE_MAX 1 /* tests let it die hundreds of times */
+#else
+#define PAUSE_MAX 30 /* seconds between restarts of a child that keeps dying */
+#endif
+#define PAUSE_OVER  60 /* seconds that a child must have run for its pause to be forgotten */
+#define DRAIN_GRACE 5  /* seconds after the drain's own deadline */
 
 /* A child: a worker by its number, or the keeper. */
 struct child {

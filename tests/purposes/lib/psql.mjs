@@ -23,24 +23,30 @@ export class Psql {
     constructor(url = process.env.KMS_DATABASE_URL, role) {
         if (role) url = url.replace(/^postgresql:\/\/[^@]*@/, `postgresql://${role}@`);
         this.waiting = [];
-        this.text = '';
+        this.parts = []; // what came since the last mark, and the end of it
+        this.tail = '';
         // One pipe for both, in order.
         this.child = spawn('sh', ['-c', 'exec psql -XqAt -v VERBOSITY=verbose -d "$1" 2>&1', 'sh', url], {stdio: ['pipe', 'pipe', 'inherit']});
         this.child.stdout.setEncoding('utf8').on('data', (d) => {
-            this.text += d;
-            for (;;) {
-                const w = this.waiting[0];
-                const at = w ? this.text.indexOf(w.mark) : -1;
-                if (at < 0) return;
-                const out = this.text.slice(0, at);
-                this.text = this.text.slice(at + w.mark.length + 1);
+            // Only what is new is searched: an answer may be a hundred megabytes.
+            this.parts.push(d);
+            for (let part = d; this.waiting.length; part = this.parts[0]) {
+                const w = this.waiting[0], tail = this.tail + part, at = tail.indexOf(w.mark);
+                if (at < 0) {
+                    this.tail = tail.slice(-w.mark.length);
+                    return;
+                }
+                const text = this.parts.join(''), from = text.length - tail.length + at;
+                const out = text.slice(0, from);
+                this.parts = [text.slice(from + w.mark.length + 1)];
+                this.tail = '';
                 this.waiting.shift();
                 const error = /^(?:psql:[^:]*:\d+: )?(?:ERROR|FATAL):\s+([0-9A-Z]{5}): (.*)$/m.exec(out);
                 if (error) w.reject(new SqlError(error[1], error[2]));
                 else w.resolve(out.split('\n').filter((l) => l !== ''));
             }
         });
-        this.child.on('exit', () => { for (const w of this.waiting.splice(0)) w.reject(new Error(`psql has ended: ${this.text}`)); });
+        this.child.on('exit', () => { for (const w of this.waiting.splice(0)) w.reject(new Error(`psql has ended: ${this.parts.join('')}`)); });
     }
 
     /* Rows as lines of text. */
