@@ -5,6 +5,7 @@
  *   load --url U --domain D --ca FILE --token-key FILE --token-kid K --issuer I --audience A
  *        --org O --mode release|create|channel|idle|service
  *        [--connections C] [--messages M] [--seconds S] [--keys N] [--cert FILE --key FILE]
+ *        [--rounds R] [--pids P,P,...]
  *
  * Everything that costs the client is done before the clock starts: the POSTs are sealed ahead and
  * sent round and round (the protocol has no replay rule for requests), one process a connection.
@@ -17,7 +18,8 @@
  * S seconds for each, R rounds (--rounds), so that whatever else the machine does meets both alike.
  * Connections are made anew for each round, as workers are not all the same.  Prints "user/s N",
  * "service/s N" (medians) and "service.cost R", the median of what it cost in each round as a
- * multiple.
+ * multiple; with --pids, the server's processes, also the processor time they took for a message
+ * ("user.us", "service.us") and its multiple ("service.cpu").
  */
 #include <errno.h>
 #include <getopt.h>
