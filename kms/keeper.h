@@ -127,8 +127,8 @@ enum root_state {
 struct sweeper {
     uint64_t runs, failures;
     uint64_t channels, unbound_keys, resources, keys, recordings; /* removed */
-    long long last;                                   /* seconds since 1970; 0: never */
-    int64_t last_ms;                                  /* how long it took */
+    long long last;                                               /* seconds since 1970; 0: never */
+    int64_t last_ms;                                              /* how long it took */
 };
 
 struct keeper {

@@ -85,7 +85,7 @@ struct shared {
     _Atomic(int) root_wrong; /* the keeper found that the token does not hold the database's root:
                                 not ready */
     _Atomic(unsigned) main_key_jobs; /* a worker wrote one down: the keeper is to look */
-    _Atomic(unsigned) restarts; /* processes that died and were started again */
+    _Atomic(unsigned) restarts;      /* processes that died and were started again */
     pid_t parent;
     unsigned workers;
     long long started;

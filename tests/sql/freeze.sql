@@ -48,7 +48,7 @@ SELECT is((pg_temp.freeze(s, t, o, m)).verdict, v, format('%s %s of %s for %s ms
     ('resource', 'no id', NULL, 3600000, 400002), ('resource', pg_temp.id('no such')::text, NULL, 3600000, 404001),
     ('resource', pg_temp.id('frozen room')::text, 'umbrella', 3600000, 404001), ('purpose', 'curiosity', NULL, 3600000, 400002),
     ('service', 'nobody', NULL, 3600000, 404001), ('org', 'nobody', NULL, 3600000, 404001), ('org', 'acme', 'umbrella', 3600000, 400002),
-    ('org', 'acme', NULL, 0, 400002), ('org', 'acme', NULL, 7776000001, 400002), ('user', repeat('x', 257), 'acme', 3600000, 400002)) x(s, t, o, m, v);
+    ('org', 'acme', NULL, 0, 400002), ('org', 'acme', NULL, 7776060000, 400002), ('user', repeat('x', 257), 'acme', 3600000, 400002)) x(s, t, o, m, v);
 SELECT is(pg_temp.frozen(), '[]', 'nothing of that was done');
 SELECT is(pg_temp.thaw('org', 'acme'), 409002, 'what is not frozen cannot be thawed');
 
