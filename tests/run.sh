@@ -6,14 +6,16 @@
 #   tests/run.sh --list       what there is
 #
 # Each suite brings its own PostgreSQL, SoftHSM token and ports, and ends with a line "N passed, N failed"; so does this.
-# KMS_TEST_DIR keeps builds and logs there instead of a new directory under /tmp.
+# KMS_TEST_DIR keeps builds and logs there instead of a new directory under /tmp.  KMS_TEST_JOBS: how many suites side by side, and
+# jobs of make; as many as there are processors.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(dirname "$here")
-suites=(build unit format sql admin log explain destruction purposes clients restore faults fuzz clang valgrind bench)
+# The longest first, so that none is left to run alone at the end.
+suites=(build faults purposes clients unit log sql admin destruction clang restore valgrind fuzz explain format bench)
 case "${1:-}" in
 -h | --help)
-    sed -n '2,9s/^# \{0,1\}//p' "$0"
+    sed -n '2,10s/^# \{0,1\}//p' "$0"
     exit 0
     ;;
 --list)
@@ -54,7 +56,7 @@ fi
 dir=${KMS_TEST_DIR:-$(mktemp -d /tmp/kms-test.XXXXXX)}
 mkdir -p "$dir/logs"
 chmod 755 "$dir"
-jobs=$(nproc)
+jobs=${KMS_TEST_JOBS:-$(nproc)}
 passed=0 failed=0
 broken=()
 
@@ -64,7 +66,10 @@ export KMS_BUILD_DIR="$dir/build" KMS_DEVELOPER_DIR="$dir/developer"
 configured() { # DIR ARGS...: a build directory, configured once
     local d=$1
     shift
-    [ -x "$top/configure" ] && [ "$top/configure" -nt "$top/configure.ac" ] || (cd "$top" && ./autogen.sh) || return 1
+    ( # side by side, but one at a time
+        flock 9
+        [ -x "$top/configure" ] && [ "$top/configure" -nt "$top/configure.ac" ] || (cd "$top" && ./autogen.sh)
+    ) 9>"$dir/configure.lock" || return 1
     [ -f "$d/Makefile" ] || { mkdir -p "$d" && (cd "$d" && "$top/configure" -q "$@"); }
 }
 
@@ -129,15 +134,21 @@ suite_bench() { script bench --short; }
 
 for s in "${suites[@]}"; do
     declare -F "suite_$s" >/dev/null || { echo "no suite $s; see --list"; exit 2; }
-    echo "=== $s"
-    begun=$SECONDS
-    log=$dir/logs/$s.log
-    if "suite_$s" >"$log" 2>&1; then ok=1; else ok=0; fi
+done
+run() { # SUITE: its output, exit status and seconds go to files
+    local begun=$SECONDS
+    "suite_$1" >"$dir/logs/$1.log" 2>&1
+    echo "$? $((SECONDS - begun))" >"$dir/logs/$1.end"
+}
+tell() { # SUITE: what became of it
+    local s=$1 log=$dir/logs/$1.log line p f status seconds
+    read -r status seconds <"$dir/logs/$s.end"
     line=$(grep -E '^[0-9]+ passed, [0-9]+ failed' "$log" | tail -1)
     p=$(echo "${line:-0 passed}" | sed 's/ passed.*//')
     f=$(echo "${line:-x, 0 failed}" | sed 's/.*, \([0-9]*\) failed.*/\1/')
     # A suite that counts nothing, or fails without saying so, has failed.
-    if [ $ok = 0 ] && [ "$f" = 0 ] || [ -z "$line" ]; then f=$((f + 1)); fi
+    if [ "$status" != 0 ] && [ "$f" = 0 ] || [ -z "$line" ]; then f=$((f + 1)); fi
+    echo "=== $s"
     if [ "$f" -gt 0 ]; then
         broken+=("$s")
         tail -n 60 "$log"
@@ -145,7 +156,35 @@ for s in "${suites[@]}"; do
         grep -vE '^$' "$log" | tail -n 40
     fi
     passed=$((passed + p)) failed=$((failed + f))
-    echo "    $p passed, $f failed, $((SECONDS - begun)) s"
+    echo "    $p passed, $f failed, $seconds s"
+}
+
+# What the others need comes first, and what measures has the machine to itself.  The rest mostly waits, for a time to pass or a
+# process to come back: as many side by side as there are processors.
+wanted() { [[ " ${suites[*]} " == *" $1 "* ]]; }
+alone=(bench)
+if wanted build; then run build && tell build; fi
+declare -A running=()
+collect() { # waits until one of those under way has ended
+    local s
+    wait -n
+    for s in "${!running[@]}"; do
+        if ! kill -0 "${running[$s]}" 2>/dev/null; then
+            unset "running[$s]"
+            tell "$s"
+        fi
+    done
+}
+for s in "${suites[@]}"; do
+    [[ " build ${alone[*]} " != *" $s "* ]] || continue
+    while [ ${#running[@]} -ge "$jobs" ]; do collect; done
+    rm -f "$dir/logs/$s.end"
+    run "$s" &
+    running[$s]=$!
+done
+while [ ${#running[@]} -gt 0 ]; do collect; done
+for s in "${alone[@]}"; do
+    if wanted "$s"; then run "$s" && tell "$s"; fi
 done
 [ ${#broken[@]} = 0 ] || echo "Failed: ${broken[*]}; logs: $dir/logs"
 [ ${#broken[@]} -gt 0 ] || [ -n "${KMS_TEST_DIR:-}" ] || rm -rf "$dir"
