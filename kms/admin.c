@@ -290,8 +290,7 @@ call_refuse(struct call *c, int code, const char *why)
 
 /* --- what several calls need --- */
 
-/* Asks the database, or refuses the call. */
-static void
+void
 call_ask(struct call *c, enum keeper_statement s, struct db_params *p, db_cb *cb)
 {
     if (db_call(c->k->db, (int)s, p, cb, c) != KMS_OK)
@@ -404,7 +403,7 @@ call_uuid(struct call *c, const char *member, struct uuid *id)
     if (kms_json_str(c->params, member, UUID_TEXT, &text) == KMS_OK &&
         uuid_parse(id, text, strlen(text)) == KMS_OK)
         return true;
-    snprintf(why, sizeof(why), "%s: a UUID", member);
+    snprintf(why, sizeof(why), "%s: is not a UUID", member);
     call_refuse(c, RPC_PARAMS, why);
     return false;
 }
@@ -423,6 +422,54 @@ call_text(struct call *c, const char *member, size_t max, const char **out)
     snprintf(why, sizeof(why), "%s: a string of at most %zu bytes", member, max);
     call_refuse(c, RPC_PARAMS, why);
     return false;
+}
+
+bool
+call_arguments(struct call *c, struct buf *text)
+{
+    json_t *args = c->params != NULL ? json_copy((json_t *)(uintptr_t)c->params) : json_object();
+    bool made;
+
+    json_object_del(args, "op");
+    made = args != NULL && kms_json_put(text, args) == KMS_OK;
+    json_decref(args);
+    if (!made)
+        call_refuse(c, KMS_CODE_OVERLOADED, "out of memory");
+    return made;
+}
+
+void
+call_show(struct call *c, enum keeper_statement s)
+{
+    struct db_params p;
+
+    db_params_init(&p);
+    call_ask(c, s, &p, call_shown);
+}
+
+void
+call_show_one(struct call *c, const char *member, enum keeper_statement s)
+{
+    struct db_params p;
+    struct uuid id;
+
+    if (!call_uuid(c, member, &id))
+        return;
+    db_params_init(&p);
+    db_uuid(&p, &id);
+    call_ask(c, s, &p, call_shown);
+}
+
+void
+call_list_of_org(struct call *c, enum keeper_statement s)
+{
+    struct db_params p;
+
+    if (!call_text(c, "org", CALL_NAME_MAX, &c->name))
+        return;
+    db_params_init(&p);
+    db_text(&p, c->name);
+    call_ask(c, s, &p, call_shown);
 }
 
 static int
@@ -608,10 +655,7 @@ org_add_run(struct call *c)
 static void
 org_list_run(struct call *c)
 {
-    struct db_params p;
-
-    db_params_init(&p);
-    call_ask(c, KS_ORGS_LIST, &p, call_shown);
+    call_show(c, KS_ORGS_LIST);
 }
 
 static void

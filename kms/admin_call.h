@@ -15,11 +15,13 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "kms/db.h"
+#include "kms/keeper.h"
+#include "proto/buf.h"
 #include "proto/uri.h"
 
 struct admin;
 struct call;
-struct keeper;
 
 #define ACTOR_MAX     96
 #define CALL_NAME_MAX 128 /* of an organisation */
@@ -104,6 +106,17 @@ void call_judged(void *ctx, int err, const PGresult *res, const char *sqlstate);
 bool call_uuid(struct call *c, const char *member, struct uuid *id);
 /* A string in params that may be absent (*out NULL).  false: the call was refused. */
 bool call_text(struct call *c, const char *member, size_t max, const char **out);
+
+/* Calls the SQL function with p, and cb with its answer; or refuses the call. */
+void call_ask(struct call *c, enum keeper_statement s, struct db_params *p, db_cb *cb);
+/* The params as JSON text, without what is the call's own.  The caller releases text.  false: the
+ * call was refused. */
+bool call_arguments(struct call *c, struct buf *text);
+/* Whole calls whose answer is what the SQL function shows: of nothing in particular; of the id in
+ * that member; of the organisation in "org", or of all where there is none. */
+void call_show(struct call *c, enum keeper_statement s);
+void call_show_one(struct call *c, const char *member, enum keeper_statement s);
+void call_list_of_org(struct call *c, enum keeper_statement s);
 
 /* What officers do or propose (kms.control_act): the method's name is the action's, and params are
  * its arguments.  control_admin.c has it. */

@@ -10,8 +10,6 @@
 
 #include "kms/admin_call.h"
 #include "kms/config.h"
-#include "kms/db.h"
-#include "kms/keeper.h"
 #include "proto/buf.h"
 #include "proto/err.h"
 #include "proto/json.h"
@@ -19,26 +17,15 @@
 
 #define WHY_MAX 1024 /* bytes of a reason */
 
-static void
-ask(struct call *c, enum keeper_statement s, struct db_params *p, db_cb *cb)
-{
-    if (db_call(c->k->db, (int)s, p, cb, c) != KMS_OK)
-        call_refuse(c, KMS_CODE_OVERLOADED, "out of memory");
-}
-
 /* --- actions --- */
 
 void
 call_act(struct call *c)
 {
-    json_t *args = c->params != NULL ? json_copy((json_t *)(uintptr_t)c->params) : json_object();
     struct buf text = BUF_INIT;
     struct db_params p;
 
-    json_object_del(args, "op");
-    if (args == NULL || kms_json_put(&text, args) != KMS_OK) {
-        call_refuse(c, KMS_CODE_OVERLOADED, "out of memory");
-    } else {
+    if (call_arguments(c, &text)) {
         db_params_init(&p);
         db_uuid(&p, &c->op);
         db_text(&p, c->method->name);
@@ -46,10 +33,9 @@ call_act(struct call *c)
         db_text(&p, c->peer.actor);
         db_int8(&p, (int64_t)c->peer.uid);
         db_int4(&p, (int32_t)c->k->cfg->approvals);
-        ask(c, KS_CONTROL_ACT, &p, call_judged);
+        call_ask(c, KS_CONTROL_ACT, &p, call_judged);
     }
     buf_release(&text);
-    json_decref(args);
 }
 
 /* Main keys are the configuration's to allow; that it is the keeper's, and not the caller's word.
@@ -83,7 +69,7 @@ approval_list_run(struct call *c)
         return;
     db_params_init(&p);
     db_text(&p, state);
-    ask(c, KS_APPROVAL_LIST, &p, call_shown);
+    call_ask(c, KS_APPROVAL_LIST, &p, call_shown);
 }
 
 static void
@@ -98,7 +84,7 @@ approval_show_run(struct call *c)
     db_uuid(&p, &id);
     db_text(&p, c->peer.actor);
     db_int8(&p, (int64_t)c->peer.uid);
-    ask(c, KS_APPROVAL_SHOW, &p, call_shown);
+    call_ask(c, KS_APPROVAL_SHOW, &p, call_shown);
 }
 
 static void
@@ -116,7 +102,7 @@ approval_approve_run(struct call *c)
     db_text(&p, hash);
     db_text(&p, c->peer.actor);
     db_int8(&p, (int64_t)c->peer.uid);
-    ask(c, KS_APPROVAL_APPROVE, &p, call_judged);
+    call_ask(c, KS_APPROVAL_APPROVE, &p, call_judged);
 }
 
 static void
@@ -134,40 +120,27 @@ approval_reject_run(struct call *c)
     db_text(&p, c->peer.actor);
     db_int8(&p, (int64_t)c->peer.uid);
     db_text(&p, why);
-    ask(c, KS_APPROVAL_REJECT, &p, call_judged);
+    call_ask(c, KS_APPROVAL_REJECT, &p, call_judged);
 }
 
 /* --- lists --- */
 
-/* By an organisation's name, or none for all. */
-static void
-list_of_org(struct call *c, enum keeper_statement s)
-{
-    struct db_params p;
-
-    if (!call_text(c, "org", CALL_NAME_MAX, &c->name))
-        return;
-    db_params_init(&p);
-    db_text(&p, c->name);
-    ask(c, s, &p, call_shown);
-}
-
 static void
 purpose_list_run(struct call *c)
 {
-    list_of_org(c, KS_PURPOSES_LIST);
+    call_list_of_org(c, KS_PURPOSES_LIST);
 }
 
 static void
 setting_list_run(struct call *c)
 {
-    list_of_org(c, KS_SETTINGS_LIST);
+    call_list_of_org(c, KS_SETTINGS_LIST);
 }
 
 static void
 canary_list_run(struct call *c)
 {
-    list_of_org(c, KS_CANARY_LIST);
+    call_list_of_org(c, KS_CANARY_LIST);
 }
 
 static void
@@ -183,16 +156,13 @@ cmk_list_run(struct call *c)
     }
     db_params_init(&p);
     db_text(&p, c->name);
-    ask(c, KS_MAIN_KEYS_LIST, &p, call_shown);
+    call_ask(c, KS_MAIN_KEYS_LIST, &p, call_shown);
 }
 
 static void
 service_list_run(struct call *c)
 {
-    struct db_params p;
-
-    db_params_init(&p);
-    ask(c, KS_SERVICES_LIST, &p, call_shown);
+    call_show(c, KS_SERVICES_LIST);
 }
 
 static void
@@ -209,7 +179,7 @@ service_show_run(struct call *c)
     }
     db_params_init(&p);
     db_text(&p, name);
-    ask(c, KS_SERVICE_SHOW, &p, call_shown);
+    call_ask(c, KS_SERVICE_SHOW, &p, call_shown);
 }
 
 static void
@@ -223,20 +193,13 @@ matter_list_run(struct call *c)
     db_params_init(&p);
     db_text(&p, c->name);
     db_text(&p, state);
-    ask(c, KS_MATTER_LIST, &p, call_shown);
+    call_ask(c, KS_MATTER_LIST, &p, call_shown);
 }
 
 static void
 matter_show_run(struct call *c)
 {
-    struct db_params p;
-    struct uuid id;
-
-    if (!call_uuid(c, "matter", &id))
-        return;
-    db_params_init(&p);
-    db_uuid(&p, &id);
-    ask(c, KS_MATTER_SHOW, &p, call_shown);
+    call_show_one(c, "matter", KS_MATTER_SHOW);
 }
 
 const struct method control_methods[] = {

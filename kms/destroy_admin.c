@@ -5,21 +5,12 @@
  * What destroys or undoes is an action like any other of officers (control_admin.c).
  */
 #include "kms/admin_call.h"
-#include "kms/db.h"
-#include "kms/keeper.h"
 #include "proto/err.h"
 #include "proto/json.h"
 #include "proto/msg.h"
 
 #define CERTIFICATES_MAX 1000
 #define ITEMS_MAX        1000
-
-static void
-ask(struct call *c, enum keeper_statement s, struct db_params *p, db_cb *cb)
-{
-    if (db_call(c->k->db, (int)s, p, cb, c) != KMS_OK)
-        call_refuse(c, KMS_CODE_OVERLOADED, "out of memory");
-}
 
 /* A number in params that may be absent.  false: the call was refused. */
 static bool
@@ -44,7 +35,7 @@ destruction_list_run(struct call *c)
     db_params_init(&p);
     db_text(&p, c->name);
     db_text(&p, state);
-    ask(c, KS_DESTRUCTION_LIST, &p, call_shown);
+    call_ask(c, KS_DESTRUCTION_LIST, &p, call_shown);
 }
 
 static void
@@ -61,16 +52,13 @@ preview_run(struct call *c)
     db_text(&p, c->name);
     db_int8(&p, until);
     db_int4(&p, (int32_t)limit);
-    ask(c, KS_RETENTION_PREVIEW, &p, call_shown);
+    call_ask(c, KS_RETENTION_PREVIEW, &p, call_shown);
 }
 
 static void
 clock_run(struct call *c)
 {
-    struct db_params p;
-
-    db_params_init(&p);
-    ask(c, KS_CLOCK_SHOW, &p, call_shown);
+    call_show(c, KS_CLOCK_SHOW);
 }
 
 static void
@@ -85,20 +73,13 @@ certificate_list_run(struct call *c)
     db_params_init(&p);
     db_text(&p, c->name);
     db_int4(&p, (int32_t)limit);
-    ask(c, KS_CERTIFICATE_LIST, &p, call_shown);
+    call_ask(c, KS_CERTIFICATE_LIST, &p, call_shown);
 }
 
 static void
 certificate_show_run(struct call *c)
 {
-    struct db_params p;
-    struct uuid id;
-
-    if (!call_uuid(c, "certificate", &id))
-        return;
-    db_params_init(&p);
-    db_uuid(&p, &id);
-    ask(c, KS_CERTIFICATE_SHOW, &p, call_shown);
+    call_show_one(c, "certificate", KS_CERTIFICATE_SHOW);
 }
 
 const struct method destroy_methods[] = {

@@ -5,31 +5,17 @@
  * leads finds it in the database.
  */
 #include "kms/admin_call.h"
-#include "kms/db.h"
-#include "kms/keeper.h"
-#include "proto/err.h"
-#include "proto/msg.h"
-
-static void
-show(struct call *c, enum keeper_statement s)
-{
-    struct db_params p;
-
-    db_params_init(&p);
-    if (db_call(c->k->db, (int)s, &p, call_shown, c) != KMS_OK)
-        call_refuse(c, KMS_CODE_OVERLOADED, "out of memory");
-}
 
 static void
 root_list_run(struct call *c)
 {
-    show(c, KS_ROOTS_LIST);
+    call_show(c, KS_ROOTS_LIST);
 }
 
 static void
 rotation_status_run(struct call *c)
 {
-    show(c, KS_ROTATIONS_STATUS);
+    call_show(c, KS_ROTATIONS_STATUS);
 }
 
 const struct method rotation_methods[] = {
