@@ -753,6 +753,33 @@ config_read(struct config **out, const char *path, FILE *errors)
     return KMS_OK;
 }
 
+int
+config_look(struct config **out, const char *path, FILE *errors)
+{
+    static struct conf_setting lenient[SETTINGS];
+    struct config *c = calloc(1, sizeof(*c));
+    struct check k = {.c = c, .path = path, .errors = errors};
+
+    *out = NULL;
+    for (size_t i = 0; i < SETTINGS; i++) {
+        lenient[i] = settings[i];
+        if (lenient[i].def == NULL)
+            lenient[i].def = "";
+        if (lenient[i].type == CONF_FILE)
+            lenient[i].type = CONF_PATH;
+    }
+    if (c == NULL) {
+        put_error(&k, "out of memory");
+        return KMS_ERR_CONFIG;
+    }
+    if (conf_read(c, sizeof(*c), lenient, SETTINGS, others, path, put_error, &k) != KMS_OK) {
+        config_free(c);
+        return KMS_ERR_CONFIG;
+    }
+    *out = c;
+    return KMS_OK;
+}
+
 void
 config_free(struct config *c)
 {

@@ -98,6 +98,9 @@ struct config {
  * instead.  KMS_OK: *out is the caller's (config_free).  KMS_ERR_CONFIG: nothing to free.
  */
 int config_read(struct config **out, const char *path, FILE *errors);
+/* The same for tools, which want a socket's path: nothing is required, and no file that it names is
+ * looked at; an administrator need not be able to read the daemon's keys. */
+int config_look(struct config **out, const char *path, FILE *errors);
 void config_free(struct config *c);
 /* A commented sample of every setting, to standard output. */
 void config_print_sample(void);

@@ -54,6 +54,12 @@ extern const struct command restore_commands[];  /* kmsctl_restore.c */
 extern const struct command freeze_commands[];   /* kmsctl_freeze.c */
 extern const struct command destroy_commands[];  /* kmsctl_destroy.c */
 
+/*
+ * hsmd's socket by --hsm-socket, else the configuration, and the domain that the configuration
+ * says, else "".  0 and both are the caller's; else an exit status, after complaining.
+ */
+int find_hsmd(struct ctl *ctl, char **socket, char **domain);
+
 /* One line on standard error, "kmsctl: ...". */
 void complain(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 /* One line of JSON on standard output. */
@@ -75,9 +81,15 @@ int ask_and_show(struct ctl *ctl, const char *method, json_t *params);
 
 /* kmsctl_control.c: calls an action, and tells of the approval that waits, or of what was done. */
 int ask_and_tell(struct ctl *ctl, const char *method, json_t *params);
+/* kmsctl_cmk.c: waits for what a keeper does in the HSM for an organisation, and tells how it
+ * ended. An exit status. */
+int cmk_wait(struct ctl *ctl, const char *org, const char *job);
 
 /* The last value of an option of values; NULL: not given. */
 const char *opt_text(const struct ctl *ctl, const char *name);
+/* Sets params' state by --state: one of names (separated by spaces), of which the first is taken
+ * when none is given; "all": not set.  0, or an exit status after complaining. */
+int opt_state(const struct ctl *ctl, const char *names, json_t *params);
 /* "24h", "90d", "0": milliseconds.  KMS_ERR_SYNTAX: it is none. */
 int parse_duration(const char *text, int64_t *ms);
 

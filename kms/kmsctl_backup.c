@@ -9,7 +9,6 @@
 
 #include "hsm/hsm.h"
 #include "hsm/log.h"
-#include "kms/config.h"
 #include "kms/kmsctl.h"
 #include "kms/table.h"
 #include "proto/err.h"
@@ -171,8 +170,8 @@ run_backup(struct ctl *ctl, int argc, char **argv)
     static const char *const columns[] = {"kind",          "id",    "state", "org_name", "kcv",
                                           "wrapping_keys", "token", NULL};
     json_t *db = NULL, *token = NULL, *part = json_object();
-    struct config *cfg = NULL;
-    const char *maker, *path = ctl->hsm_socket;
+    char *socket = NULL, *domain = NULL;
+    const char *maker;
     bool whole = true;
     int status;
 
@@ -180,17 +179,8 @@ run_backup(struct ctl *ctl, int argc, char **argv)
         (status = ask(ctl, "hsm.status", json_object(), &token)) != 0)
         goto out;
     if (ctl->check) {
-        if (path == NULL &&
-            config_read(&cfg, ctl->config != NULL ? ctl->config : "/etc/kms/kms.conf", stderr) ==
-                KMS_OK)
-            path = cfg->hsm_socket;
-        if (path == NULL) {
-            complain(
-                "backup --check needs --hsm-socket, or --config with the server's configuration");
-            status = EXIT_USAGE;
-            goto out;
-        }
-        if ((status = look_in_token(ctl, path, json_object_get(db, "keys"), &whole)) != 0)
+        if ((status = find_hsmd(ctl, &socket, &domain)) != 0 ||
+            (status = look_in_token(ctl, socket, json_object_get(db, "keys"), &whole)) != 0)
             goto out;
     }
     json_object_set(db, "module", json_object_get(token, "module"));
@@ -219,7 +209,8 @@ run_backup(struct ctl *ctl, int argc, char **argv)
     if (!whole)
         status = EXIT_REFUSED;
 out:
-    config_free(cfg);
+    free(socket);
+    free(domain);
     json_decref(part);
     json_decref(token);
     json_decref(db);

@@ -30,30 +30,93 @@ org_params(char **argv, int argc)
     return params;
 }
 
-static int
-run_cmk_list(struct ctl *ctl, int argc, char **argv)
+static const char *
+why_of(const json_t *last)
+{
+    const char *why = json_string_value(json_object_get(last, "why"));
+
+    return why != NULL ? why : "see the log";
+}
+
+static void
+print_main_keys(const json_t *list)
 {
     static const char *const columns[] = {"main_key", "state",   "source", "kcv",
                                           "created",  "updated", NULL};
-    static const char *const head[] = {"org_name", "org", "locked", "jobs", "last", NULL};
-    json_t *result, *part;
+    const json_t *last = json_object_get(list, "last");
+    json_int_t locked = json_integer_value(json_object_get(list, "locked"));
+    json_int_t jobs = json_integer_value(json_object_get(list, "jobs"));
+    json_int_t verdict = json_integer_value(json_object_get(last, "verdict"));
+    json_t *part = json_object();
+
+    json_object_set(part, "org_name", json_object_get(list, "org_name"));
+    json_object_set(part, "org", json_object_get(list, "org"));
+    json_object_set_new(part, "locked",
+                        locked == 0 ? json_string("no")
+                                    : json_sprintf("users are told %" JSON_INTEGER_FORMAT, locked));
+    if (jobs > 0)
+        json_object_set_new(part, "hsm",
+                            json_sprintf("%" JSON_INTEGER_FORMAT " to do; ask again", jobs));
+    if (verdict != 0)
+        json_object_set_new(part, "last",
+                            json_sprintf("%s failed: %s (%" JSON_INTEGER_FORMAT ")",
+                                         json_string_value(json_object_get(last, "action")),
+                                         why_of(last), verdict));
+    table_print_object(part, 0);
+    putchar('\n');
+    table_print(json_object_get(list, "main_keys"), columns);
+    json_decref(part);
+}
+
+static int
+run_cmk_list(struct ctl *ctl, int argc, char **argv)
+{
+    json_t *result;
     int status = ask(ctl, "cmk.list", org_params(argv, 1), &result);
 
     if (status != 0)
         return status;
-    if (ctl->json) {
+    if (ctl->json)
         print_json(result);
-    } else {
-        part = json_object();
-        for (size_t i = 0; head[i] != NULL; i++)
-            json_object_set(part, head[i], json_object_get(result, head[i]));
-        table_print_object(part, 0);
-        putchar('\n');
-        table_print(json_object_get(result, "main_keys"), columns);
-        json_decref(part);
-    }
+    else
+        print_main_keys(result);
     json_decref(result);
     return EXIT_OK;
+}
+
+int
+cmk_wait(struct ctl *ctl, const char *org, const char *job)
+{
+    static const struct timespec pause = {0, LOOK_MS * 1000000L};
+    const json_t *last;
+    json_t *list;
+    const char *op;
+    int status;
+
+    /* Each look is a call of its own. */
+    ctl->op = NULL;
+    for (long long waited = 0;; waited += LOOK_MS) {
+        if ((status = ask(ctl, "cmk.list", json_pack("{s:s}", "org", org), &list)) != 0)
+            return status;
+        last = json_object_get(list, "last");
+        op = json_string_value(json_object_get(last, "op"));
+        if ((op != NULL && strcmp(op, job) == 0) ||
+            json_integer_value(json_object_get(list, "jobs")) == 0 || waited > ctl->timeout_ms)
+            break;
+        json_decref(list);
+        nanosleep(&pause, NULL);
+    }
+    if (op != NULL && strcmp(op, job) == 0 &&
+        json_integer_value(json_object_get(last, "verdict")) != 0) {
+        complain("the HSM could not do it, nothing was changed: %s (%" JSON_INTEGER_FORMAT ")",
+                 why_of(last), json_integer_value(json_object_get(last, "verdict")));
+        status = EXIT_REFUSED;
+    } else {
+        putchar('\n');
+        print_main_keys(list);
+    }
+    json_decref(list);
+    return status;
 }
 
 /* Hexadecimal DER as PEM.  NULL: it is none. */
@@ -231,9 +294,10 @@ const struct command cmk_commands[] = {
     {"cmk activate", "ORG ID", 2, 2, "",
      "wrap everything of the organisation under it, or open it again (needs approval)",
      run_cmk_activate},
-    {"cmk disable", "ORG [ID]", 1, 2, "", "release none of its keys for now, at once",
+    {"cmk disable", "ORG [ID]", 1, 2, "", "release none of its keys for a while, at once",
      run_cmk_disable},
-    {"cmk revoke", "ORG [ID]", 1, 2, "", "likewise, told as revoked", run_cmk_revoke},
+    {"cmk revoke", "ORG [ID]", 1, 2, "",
+     "release none of its keys until it is activated again, at once", run_cmk_revoke},
     {"cmk deactivate", "ORG [ID]", 1, 2, "", "go back to the root (needs approval)",
      run_cmk_deactivate},
     {"cmk retire", "ORG ID", 2, 2, "",

@@ -43,6 +43,28 @@ opt_text(const struct ctl *ctl, const char *name)
     return json_string_value(json_array_get(all, json_array_size(all) - 1));
 }
 
+int
+opt_state(const struct ctl *ctl, const char *names, json_t *params)
+{
+    const char *state = opt_text(ctl, "state");
+    size_t n = state != NULL ? strlen(state) : strcspn(names, " ");
+
+    if (state == NULL)
+        state = names;
+    for (const char *s = names; *s != '\0'; s += strspn(s, " ")) {
+        size_t m = strcspn(s, " ");
+
+        if (m == n && strncmp(s, state, n) == 0) {
+            if (n != 3 || strncmp(state, "all", n) != 0)
+                json_object_set_new(params, "state", json_stringn(state, n));
+            return 0;
+        }
+        s += m;
+    }
+    complain("--state: \"%s\" is none of: %s", state, names);
+    return EXIT_USAGE;
+}
+
 /* All values of an option, each of which may be several with commas between them.  NULL: not given.
  */
 static json_t *
@@ -295,6 +317,14 @@ print_report(const json_t *p)
                 json_object_set_new(impact, changed[i], setting_value(setting, v));
         }
     }
+    /* Nobody reads it; what it is stands in the report, by its hash. */
+    if (json_string_length(json_object_get(args, "ciphertext")) > 0)
+        json_object_set_new(
+            args, "ciphertext",
+            json_sprintf("%zu bytes", json_string_length(json_object_get(args, "ciphertext")) / 2));
+    if (json_is_string(json_object_get(impact, "waiting")))
+        json_object_set_new(impact, "waiting",
+                            setting_value("dlp.age", json_object_get(impact, "waiting")));
     copy(o, p, head);
     votes = json_object_get(p, "votes");
     json_object_set_new(o, "state",
@@ -340,29 +370,48 @@ print_report(const json_t *p)
     json_decref(o);
 }
 
-/* What comes of a call: an approval that waits or is done, or what was done at once.  known: its
- * report has just been shown. */
+/* What an officer may want to know next. */
 static void
-print_outcome(const json_t *p, bool known)
+print_next(const char *action, const json_t *result)
+{
+    const char *id = json_string_value(json_object_get(result, "destruction"));
+
+    if (id != NULL)
+        printf("\nit waits until then; to take it back: kmsctl destruction undo %s\n", id);
+    else if (action != NULL && strcmp(action, "root.rotate") == 0)
+        puts("\nhow far it is: kmsctl rotation status --watch");
+}
+
+/* What comes of a call: an approval that waits or is done, or what was done at once.  known: its
+ * report has just been shown.  An exit status. */
+static int
+print_outcome(struct ctl *ctl, const json_t *p, bool known)
 {
     const char *state = json_string_value(json_object_get(p, "state"));
     const char *id = json_string_value(json_object_get(p, "approval"));
+    const char *org = json_string_value(json_object_get(p, id != NULL ? "org_name" : "org"));
+    const json_t *result = id != NULL ? json_object_get(p, "result") : p;
+    const char *job = json_string_value(json_object_get(result, "job"));
     size_t votes = json_array_size(json_object_get(p, "votes"));
     json_int_t needed = json_integer_value(json_object_get(p, "needed"));
     json_int_t more = needed - (json_int_t)votes;
+    bool done = state != NULL && strcmp(state, "done") == 0;
 
-    if (id == NULL) {
+    if (id == NULL)
         table_print_object(p, 0);
-        return;
-    }
-    if (!known)
+    else if (!known)
         print_report(p);
-    if (state != NULL && strcmp(state, "pending") == 0)
+    if (id != NULL && state != NULL && strcmp(state, "pending") == 0) {
         printf("\nnothing is done yet: %" JSON_INTEGER_FORMAT
                " more officer%s must agree:\n  kmsctl approvals approve %s\n",
                more > 0 ? more : 1, more > 1 ? "s" : "", id);
-    else if (state != NULL && strcmp(state, "done") == 0)
+    } else if (id != NULL && done) {
         printf("\ndone: %zu of %" JSON_INTEGER_FORMAT " officers have agreed\n", votes, needed);
+        if (job == NULL && json_object_size(result) > 0)
+            table_print_object(result, 2);
+        print_next(json_string_value(json_object_get(p, "action")), result);
+    }
+    return done && job != NULL && org != NULL ? cmk_wait(ctl, org, job) : EXIT_OK;
 }
 
 int
@@ -376,9 +425,9 @@ ask_and_tell(struct ctl *ctl, const char *method, json_t *params)
     if (ctl->json)
         print_json(result);
     else
-        print_outcome(result, false);
+        status = print_outcome(ctl, result, false);
     json_decref(result);
-    return EXIT_OK;
+    return status;
 }
 
 /* A list as a table of these columns. */
@@ -405,13 +454,13 @@ run_approvals_list(struct ctl *ctl, int argc, char **argv)
 {
     static const char *const columns[] = {"approval",     "action",  "org_name", "state", "needed",
                                           "requested_by", "created", "expires",  NULL};
-    const char *state = opt_text(ctl, "state");
     json_t *params = json_object();
+    int status = opt_state(ctl, "pending done rejected expired failed all", params);
 
-    if (state == NULL)
-        state = "pending";
-    if (strcmp(state, "all") != 0)
-        json_object_set_new(params, "state", json_string(state));
+    if (status != 0) {
+        json_decref(params);
+        return status;
+    }
     return ask_and_list(ctl, "approval.list", params, columns);
 }
 
@@ -498,7 +547,7 @@ approve(struct ctl *ctl, const char *id)
     } else if (status == 0 && ctl->json) {
         print_json(result);
     } else if (status == 0) {
-        print_outcome(result, report != NULL);
+        status = print_outcome(ctl, result, report != NULL);
     }
     json_decref(error);
     json_decref(result);
@@ -799,11 +848,13 @@ run_matter_list(struct ctl *ctl, int argc, char **argv)
 {
     static const char *const columns[] = {"matter",    "org_name", "name",    "state", "custodians",
                                           "opened_by", "opened",   "expires", NULL};
-    const char *state = opt_text(ctl, "state");
     json_t *params = of_org(argc, argv);
+    int status = opt_state(ctl, "all pending open expired closed rejected", params);
 
-    if (state != NULL)
-        json_object_set_new(params, "state", json_string(state));
+    if (status != 0) {
+        json_decref(params);
+        return status;
+    }
     return ask_and_list(ctl, "matter.list", params, columns);
 }
 
@@ -873,7 +924,7 @@ set_settings(struct ctl *ctl, const char *org, int argc, char **argv)
         if (!ctl->json) {
             if (i > 0)
                 putchar('\n');
-            print_outcome(result, false);
+            print_outcome(ctl, result, false);
         }
         json_array_append_new(results, result);
     }
@@ -976,7 +1027,8 @@ run_audit_resume(struct ctl *ctl, int argc, char **argv)
 const struct command control_commands[] = {
     {"purpose enable", "ORG PURPOSE", 2, 2, "",
      "let services ask for keys of it under a purpose (needs approval)", run_purpose_enable},
-    {"purpose disable", "ORG PURPOSE", 2, 2, "", "end that, at once", run_purpose_disable},
+    {"purpose disable", "ORG PURPOSE", 2, 2, "",
+     "let services ask for no keys of it under a purpose any more, at once", run_purpose_disable},
     {"purpose list", "[ORG]", 0, 1, "", "purposes, on or off, and the services that have them",
      run_purpose_list},
     {"service add", "NAME", 1, 1, "ipgyrBP", "register a cloud service (needs approval)",
@@ -993,7 +1045,9 @@ const struct command control_commands[] = {
     {"matter approve", "ID", 1, 1, "H", "agree to a matter that another officer asks for",
      run_matter_approve},
     {"matter show", "ID", 1, 1, "", "one matter: its text, state and hash", run_matter_show},
-    {"matter list", "[ORG]", 0, 1, "t", "matters, the newest first", run_matter_list},
+    {"matter list", "[ORG]", 0, 1, "t",
+     "matters, the newest first; --state: pending, open, expired, closed, rejected, all",
+     run_matter_list},
     {"matter close", "ID", 1, 1, "", "release nothing under it any more, at once",
      run_matter_close},
     {"approvals list", "", 0, 0, "t",
@@ -1004,22 +1058,21 @@ const struct command control_commands[] = {
     {"approvals approve", "ID", 1, 1, "H",
      "agree, to the report that you were shown last; nobody agrees to his own",
      run_approvals_approve},
-    {"approvals reject", "ID", 1, 1, "w", "end it; who asked for it takes it back so",
-     run_approvals_reject},
+    {"approvals reject", "ID", 1, 1, "w",
+     "end what is asked for; who asked for it takes it back so", run_approvals_reject},
     {"org set", "NAME SETTING=VALUE...", 2, 1 + SETTINGS_MAX, "",
-     "compliance=role|matter, dlp.age=24h, rotate.removal=on|off, retention.recording=90d, "
-     "retention.transcript=90d (needs approval where it opens up, or destroys earlier)",
-     run_org_set},
-    {"org get", "NAME", 1, 1, "", "its settings", run_org_get},
+     "change its settings (needs approval where it opens up, or destroys earlier)", run_org_set},
+    {"org get", "NAME", 1, 1, "", "an organisation's settings", run_org_get},
     {"rule set", "SETTING=VALUE...", 1, SETTINGS_MAX, "",
-     "approvals=2, approvals.matter=2, approvals.lifetime=3d (likewise)", run_rule_set},
+     "change the installation's settings (needs approval where it loosens)", run_rule_set},
     {"rule list", "", 0, 0, "", "the installation's settings", run_rule_list},
     {"canary add", "RESOURCE", 1, 1, "N", "raise an alarm when a key of it is retrieved",
      run_canary_add},
-    {"canary remove", "RESOURCE", 1, 1, "", "end that", run_canary_remove},
+    {"canary remove", "RESOURCE", 1, 1, "", "raise no alarm for it any more", run_canary_remove},
     {"canary list", "[ORG]", 0, 1, "", "all canaries", run_canary_list},
     {"audit suspend", "", 0, 0, "", "stop the stream to the syslog collector (needs approval)",
      run_audit_suspend},
-    {"audit resume", "", 0, 0, "", "let it go on from where it stopped", run_audit_resume},
+    {"audit resume", "", 0, 0, "",
+     "let the stream to the syslog collector go on from where it stopped", run_audit_resume},
     {NULL, NULL, 0, 0, NULL, NULL, NULL},
 };

@@ -89,12 +89,12 @@ run_list(struct ctl *ctl, int argc, char **argv)
                                         "state",       "due",      "held_by", "requested_by",
                                         "certificate", NULL};
     json_t *params = org_params(argc, argv);
-    const char *state = opt_text(ctl, "state");
+    int status = opt_state(ctl, "waiting undone done all", params);
 
-    if (state == NULL)
-        state = "waiting";
-    if (strcmp(state, "all") != 0)
-        json_object_set_new(params, "state", json_string(state));
+    if (status != 0) {
+        json_decref(params);
+        return status;
+    }
     return ask_and_list(ctl, "destruction.list", params, names);
 }
 
@@ -109,10 +109,45 @@ run_certificate_list(struct ctl *ctl, int argc, char **argv)
     return ask_and_list(ctl, "certificate.list", params, names);
 }
 
+static void
+put_text(const json_t *o, const char *name)
+{
+    struct buf text = BUF_INIT;
+
+    table_put_value(&text, name, json_object_get(o, name));
+    fputs(buf_str(&text), stdout);
+    buf_release(&text);
+}
+
 static int
 run_clock(struct ctl *ctl, int argc, char **argv)
 {
-    return ask_and_show(ctl, "clock.show", json_object());
+    static const struct {
+        const char *name, *text;
+    } rows[] = {{"now", "the database's clock"},
+                {"trusted", "accounted for by nodes"},
+                {"used", "what is destroyed goes by"}};
+    json_t *result;
+    int status = ask(ctl, "clock.show", json_object(), &result);
+
+    if (status != 0)
+        return status;
+    if (ctl->json) {
+        print_json(result);
+    } else {
+        for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+            printf("%-27s", rows[i].text);
+            put_text(result, rows[i].name);
+            putchar('\n');
+        }
+        puts(json_is_true(json_object_get(result, "held"))
+                 ? "\nThe database's clock is in question: it is ahead of what the nodes' clocks "
+                   "account for, and\nnothing is destroyed by it.  Set it right, or confirm it: "
+                   "kmsctl retention confirm-clock"
+                 : "\nIt is trusted.");
+    }
+    json_decref(result);
+    return EXIT_OK;
 }
 
 /* --- what tonight's run would do --- */
@@ -121,6 +156,13 @@ static json_int_t
 figure(const json_t *figures, const char *name)
 {
     return json_integer_value(json_object_get(figures, name));
+}
+
+/* "3 resources", "1 key" */
+static void
+put_count(json_int_t n, const char *what)
+{
+    printf("%" JSON_INTEGER_FORMAT " %s%s", n, what, n == 1 ? "" : "s");
 }
 
 static void
@@ -132,7 +174,7 @@ put_figures(const json_t *org)
                 {"keys", "keys"},
                 {"recordings", "recordings and transcripts"},
                 {"commands", "commands of officers"},
-                {"held", "kept by a matter"}};
+                {"held", "kept by matters"}};
     const json_t *now = json_object_get(org, "figures"),
                  *before = json_object_get(org, "yesterday");
 
@@ -143,22 +185,14 @@ put_figures(const json_t *org)
         if (json_is_object(before))
             printf("   yesterday %" JSON_INTEGER_FORMAT " (%+" JSON_INTEGER_FORMAT ")", was,
                    n - was);
+        else if (i == 0)
+            printf("   no figures of yesterday to compare with");
         putchar('\n');
     }
 }
 
 static void
-put_text(const json_t *o, const char *name)
-{
-    struct buf text = BUF_INIT;
-
-    table_put_value(&text, name, json_object_get(o, name));
-    fputs(buf_str(&text), stdout);
-    buf_release(&text);
-}
-
-static void
-put_preview(const json_t *p)
+put_preview(const json_t *p, json_int_t limit)
 {
     static const char *const items[] = {
         "org_name",        "kind",   "id", "why", "due", "keys", "recordings", "held_keys",
@@ -182,19 +216,27 @@ put_preview(const json_t *p)
         list = json_object_get(o, "held");
         json_array_foreach(list, k, m)
         {
-            printf("  matter %s keeps %" JSON_INTEGER_FORMAT " resources, %" JSON_INTEGER_FORMAT
-                   " keys, %" JSON_INTEGER_FORMAT " recordings: ",
-                   json_string_value(json_object_get(m, "matter")), figure(m, "resources"),
-                   figure(m, "keys"), figure(m, "recordings"));
+            printf("    %s keeps ", json_string_value(json_object_get(m, "matter")));
+            put_count(figure(m, "resources"), "resource");
+            fputs(", ", stdout);
+            put_count(figure(m, "keys"), "key");
+            fputs(", ", stdout);
+            put_count(figure(m, "recordings"), "recording");
+            fputs(": ", stdout);
             put_text(m, "name");
             putchar('\n');
         }
-        printf("  certificates of the last day %8" JSON_INTEGER_FORMAT "\n",
-               figure(o, "destroyed"));
+        if (figure(o, "destroyed") > 0) {
+            fputs("  in the last 24 hours ", stdout);
+            put_count(figure(o, "destroyed"), "certificate");
+            puts(" of destruction");
+        }
     }
     if (json_array_size(json_object_get(p, "items")) > 0) {
         putchar('\n');
         table_print(json_object_get(p, "items"), items);
+        if ((json_int_t)json_array_size(json_object_get(p, "items")) == limit)
+            puts("There may be more: --limit");
     }
     if (json_array_size(json_object_get(p, "months")) > 0) {
         puts("\nMonths that end, and the keys that go with them:");
@@ -214,7 +256,7 @@ run_preview(struct ctl *ctl, int argc, char **argv)
     if (ctl->json)
         print_json(result);
     else
-        put_preview(result);
+        put_preview(result, ctl->limit);
     json_decref(result);
     return EXIT_OK;
 }
@@ -327,17 +369,20 @@ const struct command destroy_commands[] = {
     {"key destroy", "ID", 1, 1, "",
      "destroy a content key for ever (needs approval, then waits and can be undone)",
      run_key_destroy},
-    {"resource destroy", "ID", 1, 1, "", "destroy all keys and recordings of a resource (likewise)",
+    {"resource destroy", "ID", 1, 1, "",
+     "destroy all keys and recordings of a resource (needs approval, then waits and can be undone)",
      run_resource_destroy},
-    {"recording destroy", "ID", 1, 1, "", "destroy the key of a recording or transcript (likewise)",
+    {"recording destroy", "ID", 1, 1, "",
+     "destroy the key of a recording or transcript (needs approval, then waits and can be undone)",
      run_recording_destroy},
-    {"org destroy", "NAME", 1, 1, "", "destroy all that an organisation has (likewise)",
+    {"org destroy", "NAME", 1, 1, "",
+     "destroy all that an organisation has (needs approval, then waits and can be undone)",
      run_org_destroy},
     {"destruction list", "[ORG]", 0, 1, "t",
      "what waits to be destroyed, and what holds it; --state: waiting, undone, done, all",
      run_list},
     {"destruction undo", "ID", 1, 1, "",
-     "destroy it not, at once; until its waiting period is over", run_undo},
+     "take a command to destroy back, at once; until its waiting period is over", run_undo},
     {"retention preview", "[ORG]", 0, 1, "n",
      "what tonight's run would destroy, what matters keep, and what has changed since yesterday",
      run_preview},
@@ -346,8 +391,9 @@ const struct command destroy_commands[] = {
      "say that a clock that was found far ahead is right (needs approval)", run_confirm_clock},
     {"certificate list", "[ORG]", 0, 1, "n", "certificates of what was destroyed",
      run_certificate_list},
-    {"certificate show", "ID", 1, 1, "o", "one of them, as a signed note", run_certificate_show},
-    {"certificate verify", "FILE", 1, 1, "k",
-     "check one by its organisation's key, without a server", run_certificate_verify},
+    {"certificate show", "ID", 1, 1, "o", "a certificate of destruction, as a signed note",
+     run_certificate_show},
+    {"certificate verify", "FILE --key KEY", 1, 1, "k",
+     "check a certificate by its organisation's key, without a server", run_certificate_verify},
     {NULL, NULL, 0, 0, NULL, NULL, NULL},
 };

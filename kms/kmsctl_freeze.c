@@ -3,6 +3,7 @@
  * organisation are refused for a while; thaw ends that.  The report of what it keeps back comes
  * first.
  */
+#include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -12,14 +13,21 @@
 #include "kms/table.h"
 #include "proto/err.h"
 
+#define LONGEST_MS (90 * INT64_C(86400000))
+
 /* NULL: after complaining. */
 static json_t *
 frozen_params(struct ctl *ctl, const char *scope, const char *target)
 {
     const char *org = opt_text(ctl, "org");
-    json_t *params = json_pack("{s:s, s:s}", "scope", scope, "target",
-                               strcmp(scope, "resource") == 0 ? last_part(target) : target);
+    json_t *params;
 
+    if (strcmp(scope, "user") == 0 && org == NULL) {
+        complain("whose user is that?  Add --org NAME");
+        return NULL;
+    }
+    params = json_pack("{s:s, s:s}", "scope", scope, "target",
+                       strcmp(scope, "resource") == 0 ? last_part(target) : target);
     if (params == NULL)
         complain("\"%s\" is no text in UTF-8", target);
     else if (org != NULL)
@@ -64,8 +72,8 @@ freeze(struct ctl *ctl, const char *scope, const char *target)
     int64_t ms;
     int status;
 
-    if (length == NULL || parse_duration(length, &ms) != KMS_OK || ms < 1000) {
-        complain("freeze needs --for, how long: 30m, 2h, 7d");
+    if (length == NULL || parse_duration(length, &ms) != KMS_OK || ms < 1000 || ms > LONGEST_MS) {
+        complain("freeze needs --for, how long: 30m, 2h, 7d; at most 90d");
         return EXIT_USAGE;
     }
     if ((params = frozen_params(ctl, scope, target)) == NULL)
@@ -148,20 +156,24 @@ run_freeze_list(struct ctl *ctl, int argc, char **argv)
 }
 
 const struct command freeze_commands[] = {
-    {"freeze resource", "ID", 1, 1, "gOD",
+    {"freeze resource", "ID --for LENGTH", 1, 1, "gOD",
      "release no key of a resource for a while (405006), at once on every node",
      run_freeze_resource},
-    {"freeze user", "ID", 1, 1, "gOD", "nothing to this user of --org", run_freeze_user},
-    {"freeze purpose", "PURPOSE", 1, 1, "gOD",
-     "nothing to services for this purpose, in --org or everywhere", run_freeze_purpose},
-    {"freeze service", "NAME", 1, 1, "gOD", "nothing to this service, of --org or at all",
-     run_freeze_service},
-    {"freeze org", "NAME", 1, 1, "OD", "no key of this organisation to anybody", run_freeze_org},
+    {"freeze user", "ID --org NAME --for LENGTH", 1, 1, "gOD",
+     "release no key to a user for a while", run_freeze_user},
+    {"freeze purpose", "PURPOSE --for LENGTH", 1, 1, "gOD",
+     "release no key to services for a purpose, in --org or everywhere", run_freeze_purpose},
+    {"freeze service", "NAME --for LENGTH", 1, 1, "gOD",
+     "release no key to a service, of --org or at all", run_freeze_service},
+    {"freeze org", "NAME --for LENGTH", 1, 1, "OD", "release no key of an organisation to anybody",
+     run_freeze_org},
     {"freeze list", "[ORG]", 0, 1, "", "what is frozen now", run_freeze_list},
-    {"thaw resource", "ID", 1, 1, "g", "end a freeze, at once", run_thaw_resource},
-    {"thaw user", "ID", 1, 1, "g", "likewise, of a user of --org", run_thaw_user},
-    {"thaw purpose", "PURPOSE", 1, 1, "g", "likewise; --org as it was frozen", run_thaw_purpose},
-    {"thaw service", "NAME", 1, 1, "g", "likewise; --org as it was frozen", run_thaw_service},
-    {"thaw org", "NAME", 1, 1, "", "likewise", run_thaw_org},
+    {"thaw resource", "ID", 1, 1, "g", "end the freeze of a resource, at once", run_thaw_resource},
+    {"thaw user", "ID --org NAME", 1, 1, "g", "end the freeze of a user, at once", run_thaw_user},
+    {"thaw purpose", "PURPOSE", 1, 1, "g",
+     "end the freeze of a purpose, at once; --org as it was frozen", run_thaw_purpose},
+    {"thaw service", "NAME", 1, 1, "g",
+     "end the freeze of a service, at once; --org as it was frozen", run_thaw_service},
+    {"thaw org", "NAME", 1, 1, "", "end the freeze of an organisation, at once", run_thaw_org},
     {NULL, NULL, 0, 0, NULL, NULL, NULL},
 };

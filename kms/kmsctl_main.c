@@ -21,7 +21,6 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include "hsm/conf.h"
 #include "hsm/hsm.h"
 #include "hsm/log.h"
 #include "kms/clock.h"
@@ -35,9 +34,10 @@
 #include "proto/uri.h"
 #include "sql/migrate.h"
 
-#define CONFIG_FILE "/etc/kms/kms.conf"
-#define ANSWER_MAX  (64 * 1024 * 1024)
-#define FOLLOW_MS   1000
+#define CONFIG_FILE  "/etc/kms/kms.conf"
+#define ADMIN_SOCKET "/run/kms/admin.sock" /* without a configuration */
+#define ANSWER_MAX   (64 * 1024 * 1024)
+#define FOLLOW_MS    1000
 
 void
 complain(const char *fmt, ...)
@@ -60,58 +60,51 @@ print_json(const json_t *v)
 
 /* --- the admin socket --- */
 
-/* Of the configuration only this section: an administrator need not be able to read the daemon's
- * keys. */
-struct admin_section {
-    char *socket, *group, *operators, *officers, *auditors;
-    long long approvals;
-};
-static const struct conf_setting admin_settings[] = {
-    {"admin", "socket", CONF_PATH, offsetof(struct admin_section, socket), "/run/kms/admin.sock", 0,
-     0, ""},
-    {"admin", "group", CONF_STRING, offsetof(struct admin_section, group), "", 0, 0, ""},
-    {"admin", "operators", CONF_LIST, offsetof(struct admin_section, operators), "", 0, 0, ""},
-    {"admin", "officers", CONF_LIST, offsetof(struct admin_section, officers), "", 0, 0, ""},
-    {"admin", "auditors", CONF_LIST, offsetof(struct admin_section, auditors), "", 0, 0, ""},
-    {"admin", "approvals", CONF_INT, offsetof(struct admin_section, approvals), "2", 1, 10, ""},
-};
-#define ADMIN_SETTINGS (sizeof(admin_settings) / sizeof(admin_settings[0]))
-static const char *const other_sections[] = {"kms",      "tls", "services", "audit", "metrics",
-                                             "database", "hsm", "token",    "hsmd",  "lifetimes",
-                                             "limits",   "log", NULL};
-
-static void
-conf_complain(void *ctx, const char *text)
-{
-    complain("%s", text);
-}
-
 /* Its path: --socket, the environment, the configuration file.  0, or an exit status after
  * complaining. */
 static int
 find_socket(struct ctl *ctl)
 {
     const char *env = getenv("KMS_ADMIN_SOCKET");
-    const char *path = ctl->config != NULL ? ctl->config : CONFIG_FILE;
-    struct admin_section s;
-    int r;
+    struct config *cfg;
 
     if (ctl->socket != NULL)
         return 0;
     if (ctl->config == NULL && env != NULL && env[0] != '\0') {
         ctl->socket = strdup(env);
-    } else if (ctl->config == NULL && access(path, R_OK) != 0) {
-        ctl->socket = strdup(admin_settings[0].def);
+    } else if (ctl->config == NULL && access(CONFIG_FILE, R_OK) != 0) {
+        ctl->socket = strdup(ADMIN_SOCKET);
     } else {
-        r = conf_read(&s, sizeof(s), admin_settings, ADMIN_SETTINGS, other_sections, path,
-                      conf_complain, NULL);
-        if (r == KMS_OK)
-            ctl->socket = strdup(s.socket);
-        conf_release(&s, admin_settings, ADMIN_SETTINGS);
-        if (r != KMS_OK)
+        if (config_look(&cfg, ctl->config != NULL ? ctl->config : CONFIG_FILE, stderr) != KMS_OK)
             return EXIT_USAGE;
+        ctl->socket = strdup(cfg->admin_socket);
+        config_free(cfg);
     }
     if (ctl->socket != NULL)
+        return 0;
+    complain("out of memory");
+    return EXIT_REFUSED;
+}
+
+int
+find_hsmd(struct ctl *ctl, char **socket, char **domain)
+{
+    const char *path = ctl->config != NULL ? ctl->config : CONFIG_FILE;
+    struct config *cfg = NULL;
+
+    *socket = *domain = NULL;
+    if ((ctl->config != NULL || access(path, R_OK) == 0) &&
+        config_look(&cfg, path, stderr) != KMS_OK)
+        return EXIT_USAGE;
+    if (ctl->hsm_socket == NULL && cfg == NULL) {
+        complain("where is hsmd?  Name its socket with --hsm-socket, or the server's configuration "
+                 "with --config");
+        return EXIT_USAGE;
+    }
+    *socket = strdup(ctl->hsm_socket != NULL ? ctl->hsm_socket : cfg->hsm_socket);
+    *domain = strdup(cfg != NULL ? cfg->domain : "");
+    config_free(cfg);
+    if (*socket != NULL && *domain != NULL)
         return 0;
     complain("out of memory");
     return EXIT_REFUSED;
@@ -761,7 +754,7 @@ static const struct {
 } option_help[] = {
     {'u', "  --url URL      connection string of the database's owner; default: KMS_DATABASE_URL,\n"
           "                 else what libpq's variables say (PGHOST, PGDATABASE, PGSERVICE, ...)"},
-    {'s', "  --hsm-socket PATH  ask hsmd itself, which works before kmsd has ever run"},
+    {'s', "  --hsm-socket PATH  of hsmd, which is asked itself, with or without kmsd"},
     {'b', "  --bits N       size of the static RSA key: 2048, 3072 (default) or 4096"},
     {'x', "  --exit         finish what is under way, then end the server"},
     {'n', "  --limit N      at most so many entries (default 20, at most 1000)"},
@@ -775,7 +768,7 @@ static const struct {
     {'f', "  --follow       go on with new entries as they are made"},
     {'k', "  --key KEY      the log's verifier key (kmsctl audit key), or a file with it"},
     {'c', "  --checkpoint FILE  one that was kept elsewhere: the log must continue it"},
-    {'o', "  --out FILE     where to write it, of a report a directory; default: standard output"},
+    {'o', "  --out FILE     where to write it (of a matter a directory); default: standard output"},
     {'i', "  --identity URI the SAN URI of the service's certificates"},
     {'p', "  --purpose P    indexing, dlp, ediscovery, archival, transcoding; several: P,P"},
     {'g', "  --org NAME     an organisation (of a service several: NAME,NAME)"},
@@ -793,7 +786,7 @@ static const struct {
     {'S', "  --sealed-until TIME  until then receipts do not show what was released under it"},
     {'H', "  --hash HASH    approve only the report with this hash"},
     {'w', "  --why TEXT     the reason, for the log"},
-    {'t', "  --state STATE  only those in that state"},
+    {'t', "  --state STATE  only those in that state; all: of any"},
     {'I', "  --issuer HEX   SHA-256 of the issuer's name in DER; default: whoever issued it"},
     {'N', "  --note TEXT    what the alarm says"},
 };
@@ -810,7 +803,7 @@ static const struct command main_commands[] = {
     {"org list", "", 0, 0, "", "all organisations", run_org_list},
     {"org show", "NAME", 1, 1, "", "one organisation and its figures", run_org_show},
     {"org suspend", "NAME", 1, 1, "", "refuse every request of it, until resumed", run_org_suspend},
-    {"org resume", "NAME", 1, 1, "", "serve it again", run_org_resume},
+    {"org resume", "NAME", 1, 1, "", "serve a suspended organisation again", run_org_resume},
     {"key show", "ID", 1, 1, "", "what is known of a content key, but not the key", run_key_show},
     {"resource show", "ID", 1, 1, "", "a resource, its authorisations, the number of its keys",
      run_resource_show},
@@ -823,14 +816,15 @@ static const struct command main_commands[] = {
      "a proof that an entry is in the log (C2SP tlog-proof)", run_audit_prove},
     {"audit export", "DIR [ORG]", 1, 2, "",
      "write a log to a directory (C2SP tlog-tiles), or what is new", run_audit_export},
-    {"audit verify", "DIR|PROOF", 1, 1, "kc", "check an exported log or a proof; needs no server",
-     run_audit_verify},
+    {"audit verify", "DIR|PROOF --key KEY", 1, 1, "kc",
+     "check an exported log or a proof; needs no server", run_audit_verify},
     {"audit check", "[ORG]", 0, 1, "kc", "check the log in the database", run_audit_check},
     {"audit cosign", "FILE [ORG]", 1, 2, "", "keep a checkpoint that a witness has cosigned",
      run_audit_cosign},
     {"person erase", "ORG SUBJECT", 2, 2, "",
      "destroy what tells whose the entries of a person are", run_person_erase},
-    {"log level", "[LEVEL]", 0, 1, "", "tell or set: error, warn, info, debug", run_log_level},
+    {"log level", "[LEVEL]", 0, 1, "", "tell or set the log level: error, warn, info, debug",
+     run_log_level},
     {"reload", "", 0, 0, "", "read the configuration again, dropping no connection", run_reload},
     {"drain", "", 0, 0, "x", "take no new connections", run_drain},
     {"config sample", "", 0, 0, "", "print a configuration with every setting explained",
@@ -939,23 +933,54 @@ run_completion(struct ctl *ctl, int argc, char **argv)
     return EXIT_OK;
 }
 
+static int
+command_width(const struct command *c)
+{
+    return (int)(strlen(c->words) + 1 + strlen(c->args));
+}
+
+static void
+print_command(FILE *out, const struct command *c, int width)
+{
+    fprintf(out, "  %s %-*s  %s\n", c->words, width - 1 - (int)strlen(c->words), c->args, c->help);
+}
+
+/* The commands that begin with a word.  False: there is none. */
+static bool
+print_group(FILE *out, const char *word)
+{
+    size_t n = strlen(word);
+    int width = 0;
+
+    for (size_t i = 0; i < n_commands; i++) {
+        if (strncmp(commands[i].words, word, n) == 0 && commands[i].words[n] == ' ' &&
+            command_width(&commands[i]) > width)
+            width = command_width(&commands[i]);
+    }
+    if (width == 0)
+        return false;
+    fprintf(out, "usage: kmsctl %s COMMAND\n\n", word);
+    for (size_t i = 0; i < n_commands; i++) {
+        if (strncmp(commands[i].words, word, n) == 0 && commands[i].words[n] == ' ')
+            print_command(out, &commands[i], width);
+    }
+    fprintf(out, "\nkmsctl %s COMMAND --help tells its options.\n", word);
+    return true;
+}
+
 static void
 print_help(FILE *out)
 {
     int width = 0;
 
     for (size_t i = 0; i < n_commands; i++) {
-        int n = (int)(strlen(commands[i].words) + 1 + strlen(commands[i].args));
+        int n = command_width(&commands[i]);
 
         width = n > width ? n : width;
     }
     fputs("usage: kmsctl [OPTION...] COMMAND\n\n", out);
-    for (size_t i = 0; i < n_commands; i++) {
-        char line[64];
-
-        snprintf(line, sizeof(line), "%s %s", commands[i].words, commands[i].args);
-        fprintf(out, "  %-*s %s\n", width, line, commands[i].help);
-    }
+    for (size_t i = 0; i < n_commands; i++)
+        print_command(out, &commands[i], width);
     fputs("\n"
           "  --socket PATH  the admin socket; default: KMS_ADMIN_SOCKET, else what the\n"
           "                 configuration says\n"
@@ -970,11 +995,49 @@ print_help(FILE *out)
           out);
 }
 
+/* What one line does not say. */
+static const struct {
+    const char *words, *text;
+} more_help[] = {
+    {"org set",
+     "  compliance=role|matter     may compliance officers act by their role, or only under\n"
+     "                             an open matter\n"
+     "  dlp.age=24h                how old a binding the purpose dlp may see\n"
+     "  rotate.removal=on|off      a new active key whenever an authorisation is removed\n"
+     "  retention.recording=90d    for how long recordings are kept; 0: for ever\n"
+     "  retention.transcript=90d   likewise, transcripts\n"
+     "\n"
+     "What tightens is done at once.  What opens up, switches rotation off or destroys\n"
+     "earlier needs approval."},
+    {"rule set", "  approvals=2                officers that an action needs, who asks included\n"
+                 "  approvals.matter=2         likewise, a matter\n"
+                 "  approvals.lifetime=3d      how long an action waits for them\n"
+                 "\n"
+                 "What tightens is done at once, what loosens needs approval."},
+    {"cmk import",
+     "FILE is the main key, 32 bytes, encrypted to the organisation's public key, as it is or in\n"
+     "base64:\n"
+     "\n"
+     "  kmsctl cmk public-key ORG >public.pem\n"
+     "  openssl pkeyutl -encrypt -pubin -inkey public.pem -in main.key -out FILE \\\n"
+     "      -pkeyopt rsa_padding_mode:oaep -pkeyopt rsa_oaep_md:sha256"},
+    {"cmk revoke", "Users are told 405005.  To open it again: kmsctl cmk activate ORG ID."},
+    {"cmk disable", "Users are told 405006.  To open it again: kmsctl cmk activate ORG ID."},
+    {"root rotate", "How far it is: kmsctl rotation status --watch."},
+    {"root destroy",
+     "Refused while anything is under it, and for two minutes after it was retired.  Backups of\n"
+     "the database from before its rotation open nothing afterwards."},
+};
+
 static void
 print_command_help(const struct command *c)
 {
     printf("usage: kmsctl %s%s%s%s\n\n%s\n", c->words, c->args[0] != '\0' ? " " : "", c->args,
            c->options[0] != '\0' ? " [OPTION...]" : "", c->help);
+    for (size_t i = 0; i < sizeof(more_help) / sizeof(more_help[0]); i++) {
+        if (strcmp(more_help[i].words, c->words) == 0)
+            printf("\n%s\n", more_help[i].text);
+    }
     if (c->options[0] != '\0')
         putchar('\n');
     for (size_t i = 0; i < sizeof(option_help) / sizeof(option_help[0]); i++) {
@@ -1142,16 +1205,20 @@ main(int argc, char **argv)
     argc -= optind;
     argv += optind;
     c = find_command(argc, argv, &used);
-    if (c == NULL && help) {
-        print_help(stdout);
-        status = EXIT_OK;
-        goto out;
+    if (c == NULL && help && argc < 2) {
+        if (argc == 0)
+            print_help(stdout);
+        if (argc == 0 || print_group(stdout, argv[0])) {
+            status = EXIT_OK;
+            goto out;
+        }
     }
     if (c == NULL) {
         if (argc > 0)
             complain("there is no command \"%s%s%s\"", argv[0], argc > 1 ? " " : "",
                      argc > 1 ? argv[1] : "");
-        print_help(stderr);
+        if (argc == 0 || !print_group(stderr, argv[0]))
+            print_help(stderr);
         goto out;
     }
     if (help) {

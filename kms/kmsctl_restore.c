@@ -35,8 +35,8 @@
 
 #include "hsm/hsm.h"
 #include "hsm/log.h"
-#include "kms/config.h"
 #include "kms/kmsctl.h"
+#include "kms/kmsctl_log.h"
 #include "kms/table.h"
 #include "proto/buf.h"
 #include "proto/err.h"
@@ -568,33 +568,17 @@ report(struct check *c)
 
 /* --- the commands --- */
 
-/* hsmd's socket and the installation's name, from the options or the configuration.  0, or an exit
- * status after complaining. */
+/* The report is signed in the installation's name, where the configuration tells it. */
 static int
-look_up(struct check *c, char **socket)
+name_signer(struct check *c, const char *domain)
 {
-    const char *path = c->ctl->config != NULL ? c->ctl->config : "/etc/kms/kms.conf";
-    struct config *cfg = NULL;
-    int status = 0;
+    int n =
+        snprintf(c->name, sizeof(c->name), "%s/restore-check", domain[0] != '\0' ? domain : "kms");
 
-    snprintf(c->name, sizeof(c->name), "kms/restore-check");
-    *socket = c->ctl->hsm_socket != NULL ? strdup(c->ctl->hsm_socket) : NULL;
-    if ((c->ctl->config != NULL || c->ctl->hsm_socket == NULL) &&
-        config_read(&cfg, path, stderr) != KMS_OK && c->ctl->hsm_socket == NULL) {
-        complain("restore check needs --hsm-socket, or --config with the server's configuration");
-        status = EXIT_USAGE;
-    }
-    if (cfg != NULL) {
-        snprintf(c->name, sizeof(c->name), "%s/restore-check", cfg->domain);
-        if (*socket == NULL)
-            *socket = strdup(cfg->hsm_socket);
-    }
-    config_free(cfg);
-    if (status == 0 && *socket == NULL) {
-        complain("out of memory");
-        status = EXIT_REFUSED;
-    }
-    return status;
+    if (n > 0 && (size_t)n < sizeof(c->name))
+        return 0;
+    complain("[kms] domain: too long");
+    return EXIT_USAGE;
 }
 
 static int
@@ -602,7 +586,7 @@ run_restore_check(struct ctl *ctl, int argc, char **argv)
 {
     const char *sample = opt_text(ctl, "sample");
     struct check c = {.ctl = ctl, .backup = opt_text(ctl, "backup"), .sample = SAMPLE, .leash = -1};
-    char *socket = NULL, *end;
+    char *socket = NULL, *domain = NULL, *end;
     int status;
 
     if (c.backup == NULL) {
@@ -623,7 +607,8 @@ run_restore_check(struct ctl *ctl, int argc, char **argv)
     }
     signal(SIGPIPE, SIG_IGN);
     /* A token that cannot be asked is told before an hour of restoring. */
-    if ((status = look_up(&c, &socket)) == 0 && (status = look_for_hsmd(&c, socket)) == 0 &&
+    if ((status = find_hsmd(ctl, &socket, &domain)) == 0 &&
+        (status = name_signer(&c, domain)) == 0 && (status = look_for_hsmd(&c, socket)) == 0 &&
         (status = database_start(&c)) == 0 &&
         (status = migrate(c.url, say_progress, NULL) == KMS_OK ? 0 : EXIT_REFUSED) == 0 &&
         (status = samples_open(&c)) == 0)
@@ -636,6 +621,7 @@ run_restore_check(struct ctl *ctl, int argc, char **argv)
         free(c.g[i].org);
     free(c.g);
     free(socket);
+    free(domain);
     return status;
 }
 
@@ -649,7 +635,7 @@ run_restore_verify(struct ctl *ctl, int argc, char **argv)
     struct note note;
     FILE *f = fopen(argv[0], "re");
     size_t n;
-    int r;
+    int r, status;
 
     if (f == NULL) {
         complain("%s: %s", argv[0], strerror(errno));
@@ -657,10 +643,12 @@ run_restore_verify(struct ctl *ctl, int argc, char **argv)
     }
     n = fread(text, 1, NOTE_MAX, f);
     fclose(f);
-    if (ctl->key == NULL || note_key_parse(&given, ctl->key, strlen(ctl->key)) != KMS_OK) {
+    if (ctl->key == NULL) {
         complain("restore verify needs --key, the verifier key that kmsctl audit key prints");
         return EXIT_USAGE;
     }
+    if ((status = read_note_key(&given, ctl->key)) != 0)
+        return status;
     r = note_parse(&note, text, n);
     if (r == KMS_OK && (note.n == 0 || note.sig[0].name_len > NOTE_NAME_MAX ||
                         note.text_len < strlen(REPORT_HEAD) ||
@@ -686,10 +674,10 @@ run_restore_verify(struct ctl *ctl, int argc, char **argv)
 }
 
 const struct command restore_commands[] = {
-    {"restore check", "", 0, 0, "Kmso",
+    {"restore check", "--backup PATH", 0, 0, "Kmso",
      "does what is in a backup open with the keys in the token; needs hsmd, and no kmsd",
      run_restore_check},
-    {"restore verify", "REPORT", 1, 1, "k", "check the signature of such a report",
-     run_restore_verify},
+    {"restore verify", "REPORT --key KEY", 1, 1, "k",
+     "check the signature of a report of restore check", run_restore_verify},
     {NULL, NULL, 0, 0, NULL, NULL, NULL},
 };

@@ -3,6 +3,7 @@
  */
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -11,7 +12,9 @@
 #include "kms/table.h"
 #include "proto/buf.h"
 
-#define BAR       30   /* characters */
+#define BAR_MIN   8 /* characters */
+#define BAR_MAX   30
+#define LINE_REST 88   /* what stands beside a bar */
 #define WATCH_MS  1000 /* between looks */
 #define RATE_LAST 10   /* looks that a rate is told from */
 
@@ -20,8 +23,8 @@
 static int
 run_root_list(struct ctl *ctl, int argc, char **argv)
 {
-    static const char *const columns[] = {"root",    "state",     "wrapping_keys", "created",
-                                          "changed", "destroyed", "kcv",           NULL};
+    static const char *const columns[] = {
+        "root", "state", "wrapping_keys", "created", "changed", "destroyed", NULL};
     static const char *const node_columns[] = {"root", "node", "opened", "gone", "at", "why", NULL};
     json_t *result, *row, *node, *nodes, *rows;
     size_t i, n;
@@ -77,6 +80,7 @@ static int
 run_wrapping_key_rotate(struct ctl *ctl, int argc, char **argv)
 {
     json_t *params;
+    int status;
 
     if ((argc == 0) != ctl->all) {
         complain("wrapping-key rotate: name an organisation, or --all");
@@ -85,7 +89,9 @@ run_wrapping_key_rotate(struct ctl *ctl, int argc, char **argv)
     params = json_object();
     if (argc > 0)
         json_object_set_new(params, "org", json_string(argv[0]));
-    return ask_and_tell(ctl, "wrapping_key.rotate", params);
+    if ((status = ask_and_tell(ctl, "wrapping_key.rotate", params)) == EXIT_OK && !ctl->json)
+        puts("\nhow far it is: kmsctl rotation status --watch");
+    return status;
 }
 
 /* --- how far it is --- */
@@ -151,17 +157,29 @@ put_left(struct buf *out, double seconds)
         buf_putf(out, "%ld s left", s);
 }
 
-/* "[#####.....]  48 %  480 of 1000, 950 a second, 1 s left" */
-static void
-put_bar(struct buf *out, int64_t done, int64_t total, double rate)
+/* As wide as leaves the line on the terminal. */
+static int
+bar_width(void)
 {
-    int full = total > 0 ? (int)(done * BAR / total) : 0;
+    struct winsize size;
+    int n = BAR_MAX;
+
+    if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0)
+        n = (int)size.ws_col - LINE_REST;
+    return n < BAR_MIN ? BAR_MIN : n > BAR_MAX ? BAR_MAX : n;
+}
+
+/* "[#####.....]  48 %  480 of 1000 keys, 950 a second, 1 s left" */
+static void
+put_bar(struct buf *out, int64_t done, int64_t total, const char *what, double rate)
+{
+    int width = bar_width(), full = total > 0 ? (int)(done * width / total) : 0;
 
     buf_putc(out, '[');
-    for (int i = 0; i < BAR; i++)
+    for (int i = 0; i < width; i++)
         buf_putc(out, i < full ? '#' : '.');
-    buf_putf(out, "] %3d %%  %lld of %lld", total > 0 ? (int)(done * 100 / total) : 0,
-             (long long)done, (long long)total);
+    buf_putf(out, "] %3d %%  %lld of %lld %s", total > 0 ? (int)(done * 100 / total) : 0,
+             (long long)done, (long long)total, what);
     if (rate >= 0)
         buf_putf(out, ", %.0f a second", rate);
     if (rate > 0 && total > done) {
@@ -204,11 +222,11 @@ put_root(struct buf *out, const json_t *status, struct progress *p)
             put_waits(out, waits);
         }
     } else if (strcmp(phase, "rewrap") == 0) {
-        put_bar(out, number(r, "done"), number(r, "total"),
+        put_bar(out, number(r, "done"), number(r, "total"), "wrapping keys",
                 rate_of(p, text(r, "rotation"), number(status, "now"), number(r, "done"),
                         number(r, "started")));
     } else {
-        put_bar(out, number(r, "done"), number(r, "total"), -1);
+        put_bar(out, number(r, "done"), number(r, "total"), "wrapping keys", -1);
         buf_puts(out, "; trying whether all opens without the old one");
     }
     /* Nodes that wait say why themselves. */
@@ -223,20 +241,35 @@ static bool
 put_keys(struct buf *out, const json_t *status, struct progress *p)
 {
     const json_t *k = json_object_get(status, "wrapping_keys");
-    int64_t organisations = number(k, "organisations");
+    int64_t organisations = number(k, "organisations"), asked = number(k, "asked");
 
+    if (organisations == 0 && asked > 0) {
+        buf_putf(out, "wrapping keys %lld to be made", (long long)asked);
+        return true;
+    }
     if (organisations == 0)
         return false;
+    if (number(k, "waiting") == organisations) {
+        buf_putf(out, "wrapping keys made for %lld organisation%s, whose keys are being counted",
+                 (long long)organisations, organisations > 1 ? "s" : "");
+        return true;
+    }
     buf_puts(out, "wrapping keys ");
-    put_bar(out, number(k, "done"), number(k, "total"),
+    put_bar(out, number(k, "done"), number(k, "total"), "keys",
             rate_of(p, "keys", number(status, "now"), number(k, "done"), number(k, "started")));
     buf_putf(out, "; %lld organisation%s", (long long)organisations, organisations > 1 ? "s" : "");
     if (number(k, "waiting") > 0)
         buf_putf(out, ", %lld not counted yet", (long long)number(k, "waiting"));
+    if (asked > 0)
+        buf_putf(out, ", %lld to be made", (long long)asked);
     if (number(k, "problems") > 0)
         buf_putf(out, ", %lld with problems", (long long)number(k, "problems"));
     return true;
 }
+
+/* Text beyond the margin is cut, not wrapped, so that the next look finds its lines again. */
+#define LINE_BEGIN "\033[?7l\033[K"
+#define LINE_END   "\033[?7h"
 
 /* The lines of what is under way; how many. */
 static int
@@ -246,16 +279,37 @@ print_progress(const json_t *status, struct progress *root, struct progress *key
     int n = 0;
 
     if (put_root(&line, status, root)) {
-        printf("%s%s\n", terminal ? "\033[K" : "", buf_str(&line));
+        printf("%s%s%s\n", terminal ? LINE_BEGIN : "", buf_str(&line), terminal ? LINE_END : "");
         n++;
     }
     buf_reset(&line);
     if (put_keys(&line, status, keys)) {
-        printf("%s%s\n", terminal ? "\033[K" : "", buf_str(&line));
+        printf("%s%s%s\n", terminal ? LINE_BEGIN : "", buf_str(&line), terminal ? LINE_END : "");
         n++;
     }
     buf_release(&line);
     return n;
+}
+
+/* Those that ended since then, for people. */
+static void
+print_ended(const json_t *status, int64_t since)
+{
+    static const char *const columns[] = {"kind",  "org_name", "to",    "state",
+                                          "total", "started",  "ended", NULL};
+    json_t *rows = json_array(), *row;
+    size_t i;
+
+    json_array_foreach(json_object_get(status, "ended"), i, row)
+    {
+        if (number(row, "ended") >= since)
+            json_array_append(rows, row);
+    }
+    if (json_array_size(rows) > 0) {
+        puts(since > 0 ? "ended meanwhile" : "\nended");
+        table_print(rows, columns);
+    }
+    json_decref(rows);
 }
 
 static void
@@ -263,8 +317,6 @@ print_status(const json_t *status)
 {
     static const char *const running[] = {"org_name", "to",      "done", "total",
                                           "started",  "problem", NULL};
-    static const char *const ended[] = {"kind",  "org_name", "to",    "state",
-                                        "total", "started",  "ended", NULL};
     static const char *const nodes[] = {"node", "seen", "leads", NULL};
     struct progress root = {.n = 0}, keys = {.n = 0};
 
@@ -274,10 +326,7 @@ print_status(const json_t *status)
         puts("\norganisations");
         table_print(json_object_get(status, "running"), running);
     }
-    if (json_array_size(json_object_get(status, "ended")) > 0) {
-        puts("\nended");
-        table_print(json_object_get(status, "ended"), ended);
-    }
+    print_ended(status, 0);
     puts("\nnodes");
     table_print(json_object_get(status, "nodes"), nodes);
 }
@@ -288,22 +337,30 @@ watch(struct ctl *ctl)
 {
     struct progress root = {.n = 0}, keys = {.n = 0};
     bool terminal = isatty(STDOUT_FILENO) == 1, any = true;
+    int64_t began = 0;
     json_t *status;
     int lines = 0, r;
 
     while (any) {
+        const json_t *k;
+
         if ((r = ask(ctl, "rotation.status", json_object(), &status)) != 0)
             return r;
-        any = json_is_object(json_object_get(status, "root")) ||
-              number(json_object_get(status, "wrapping_keys"), "organisations") > 0;
+        k = json_object_get(status, "wrapping_keys");
+        any = json_is_object(json_object_get(status, "root")) || number(k, "organisations") > 0 ||
+              number(k, "asked") > 0;
+        if (began == 0)
+            began = number(status, "now");
         if (ctl->json) {
             print_json(status);
         } else {
             if (terminal && lines > 0)
                 printf("\033[%dA\033[J", lines);
             lines = print_progress(status, &root, &keys, terminal);
-            if (!any)
+            if (!any) {
                 puts("nothing is being rotated");
+                print_ended(status, began);
+            }
         }
         json_decref(status);
         fflush(stdout);

@@ -94,6 +94,12 @@ table_put_value(struct buf *out, const char *name, const json_t *v)
                                         "ended",
                                         "moved",
                                         "seen",
+                                        "due",
+                                        "begun",
+                                        "updated",
+                                        "signed",
+                                        "used",
+                                        "trusted",
                                         NULL};
     static const char *const bytes[] = {"rss", "secure_heap_used_bytes", "bytes", NULL};
     json_int_t n = json_integer_value(v);

@@ -720,7 +720,8 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp 
         'root', (SELECT rotation_json(r) || jsonb_build_object('phase', root_rotation_phase(r), 'waits', CASE root_rotation_phase(r)
                             WHEN 'wait' THEN root_rotation_waits(r.to_id::uuid) ELSE '[]' END)
                    FROM rotations r WHERE r.org_id = nobody() AND r.kind = 'root' AND r.state = 'running'),
-        'wrapping_keys', (SELECT jsonb_build_object('organisations', count(*), 'waiting', count(*) FILTER (WHERE NOT r.counted),
+        'wrapping_keys', (SELECT jsonb_build_object('organisations', count(*), 'asked', (SELECT count(*) FROM wrapping_keys w LEFT JOIN organisations o ON o.org_id = w.org_id
+                                                                                                WHERE w.replace_at IS NOT NULL AND coalesce(o.locked, 0) = 0), 'waiting', count(*) FILTER (WHERE NOT r.counted),
                                      'problems', count(*) FILTER (WHERE r.problem IS NOT NULL),
                                      'total', coalesce(sum(r.total), 0), 'done', coalesce(sum(r.done), 0), 'started', ms(min(r.started_at)))
                             FROM rotations r WHERE r.kind = 'wrapping_key' AND r.state = 'running'),

@@ -223,7 +223,7 @@ END $$;
 COMMENT ON FUNCTION generation_current IS 'Are new keys wrapped under this one: the organisation''s current, or that of a month that is not over?';
 
 CREATE FUNCTION mint_under(orgs uuid[], resources uuid[], untils bigint[], types text[])
-RETURNS TABLE (n integer, generation integer, root uuid, wrapped bytea)
+RETURNS TABLE (n integer, verdict integer, generation integer, root uuid, wrapped bytea)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
 #variable_conflict use_column
@@ -232,7 +232,7 @@ DECLARE
 BEGIN
     PERFORM check_lengths(cardinality(orgs), cardinality(resources), cardinality(untils), cardinality(types));
     RETURN QUERY
-        SELECT i.n::integer, w.generation, w.root_id, w.wrapped
+        SELECT i.n::integer, CASE resource_code(i.resource) WHEN 403010 THEN 403010 ELSE 0 END, w.generation, w.root_id, w.wrapped
           FROM unnest(orgs, resources, untils, types) WITH ORDINALITY AS i(org, resource, until, type, n)
           LEFT JOIN kms.resources r ON r.org_id = i.org AND r.resource_id = i.resource
          CROSS JOIN LATERAL (
@@ -244,7 +244,7 @@ BEGIN
          ORDER BY i.n;
 END $$;
 COMMENT ON FUNCTION mint_under IS
-    'The wrapping key of the month in which a new key will expire: with its resource, in so many ms, with its type''s retention; generation NULL: the ordinary one';
+    'The wrapping key of the month in which a new key will expire: with its resource, in so many ms, with its type''s retention; generation NULL: the ordinary one. 403010: not even made, it is for a zero-trust meeting';
 
 CREATE FUNCTION reseal_ask(p_org uuid, p_object uuid, p_kind text, p_generation integer, p_expires timestamptz) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
@@ -1172,7 +1172,8 @@ BEGIN
                                   JOIN matters m ON m.org_id = o.org_id AND m.matter_id = h.matter)) AS j
               FROM organisations o WHERE o.state <> 'destroyed' AND (v_org IS NULL OR o.org_id = v_org)) x
             WHERE v_org IS NOT NULL OR x.j -> 'figures' <> '{"resources":0,"keys":0,"recordings":0,"commands":0,"held":0}'
-               OR coalesce(x.j -> 'yesterday' <> '{"resources":0,"keys":0,"recordings":0,"commands":0,"held":0}', false)),
+               OR jsonb_typeof(x.j -> 'yesterday') = 'object' AND x.j -> 'yesterday' <> '{"resources":0,"keys":0,"recordings":0,"commands":0,"held":0}'
+               OR x.j -> 'destroyed' <> '0'),
         'items', (SELECT coalesce(jsonb_agg(y.j), '[]') FROM (
             SELECT jsonb_strip_nulls(jsonb_build_object('org_name', o.name, 'why', i.why, 'kind', i.kind, 'id', i.id, 'due', ms(i.due), 'type', i.type,
                        'keys', i.keys, 'recordings', i.recordings, 'held_keys', i.held_keys, 'held_recordings', i.held_recordings, 'matter', i.matter)) AS j
