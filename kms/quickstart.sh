@@ -733,12 +733,16 @@ walk() {
     grep -q 403001 "$dir/walk/audit" || failed "Bob's refusal is not in the log"
 
     walk_service "$key" "$resource"
+    walk_meeting
+    walk_main_key
+    walk_freeze "$resource"
+    walk_destruction
     walk_log
 }
 
 # A scanner of the cloud service wants the key; two officers decide.  A name is never used again, so each walk has its own.
 walk_service() {
-    local key=$1 resource=$2 service identity approval other request pending status
+    local key=$1 resource=$2 service identity request pending status
     service=dlp-scanner-$(date +%s)
     identity=https://services.example/$service
 
@@ -754,6 +758,9 @@ walk_service() {
         failed "not registered"
     shows <"$dir/walk/approval"
     second_agrees "$dir/walk/approval"
+
+    # An earlier walk has turned it on.
+    officer1 purpose disable acme dlp >"$dir/walk/out" 2>&1 || true
 
     tell "13. Now it has a channel, but acme lets nobody scan: the purpose dlp is off there, as all are at first."
     as_service channel open | shows || failed "the service has no channel"
@@ -794,18 +801,132 @@ walk_service() {
     grep -q "$service" "$dir/walk/releases" || failed "the service is not among the receipts"
 }
 
+# A container with a key of its own, and a recording with another.
+walk_meeting() {
+    local meeting
+
+    tell "18. A meeting is a container: made with its key in one request, and open to Bob as well."
+    as alice resource create --kind meeting --count 1 --auth-id bob --quiet >"$dir/walk/meeting" || failed "no meeting"
+    shows <"$dir/walk/meeting"
+    meeting=$(head -n 1 "$dir/walk/meeting")
+
+    tell "19. A recorder asks for a recording of it. That has a key of its own, in a message that only the meeting's key opens."
+    say "The file is encrypted where it was made, and may lie anywhere:"
+    as alice recording create "$meeting" --quiet >"$dir/walk/recording" || failed "no recording"
+    printf 'An hour of film. (%s)\n' "$(date '+%F %T')" >"$dir/walk/film"
+    as alice recording seal "$(cat "$dir/walk/recording")" "$dir/walk/film" --loc "file://$dir/walk/film.sealed" \
+        >"$dir/walk/film.sealed" || failed "the recording was not sealed"
+    shows <"$dir/walk/recording"
+    say "$(od -An -tx1 -N24 -w24 "$dir/walk/film.sealed" | cut -c 2-) ..." | shows
+    ! grep -q film "$dir/walk/film.sealed" || failed "the recording is not encrypted"
+
+    tell "20. Bob opens it:"
+    as bob recording open "$(cat "$dir/walk/recording")" >"$dir/walk/film.bob" || failed "Bob could not open the recording"
+    shows <"$dir/walk/film.bob"
+    cmp -s "$dir/walk/film" "$dir/walk/film.bob" || failed "Bob sees something else than was recorded"
+}
+
+# The organisation initech brings a key of its own.
+walk_main_key() {
+    local key main status
+
+    tell "21. The organisation initech brings its own main key: 32 bytes, encrypted to a key whose private half is in the HSM."
+    say "Officers import it:"
+    officer1 cmk public-key initech >"$dir/walk/import.pem" || failed "no key to encrypt to"
+    openssl rand 32 | openssl pkeyutl -encrypt -pubin -inkey "$dir/walk/import.pem" -out "$dir/walk/main.key" \
+        -pkeyopt rsa_padding_mode:oaep -pkeyopt rsa_oaep_md:sha256 || failed "the main key was not encrypted"
+    officer1 cmk import initech "$dir/walk/main.key" >"$dir/walk/approval" || failed "the main key could not be imported"
+    second_agrees "$dir/walk/approval"
+    main=$(main_key PENDING)
+    [ -n "$main" ] || failed "the main key is not there"
+
+    tell "22. Activated, it takes the place of the server's root: all that initech has is wrapped under it."
+    officer1 cmk activate initech "$main" >"$dir/walk/approval" || failed "the main key could not be activated"
+    second_agrees "$dir/walk/approval"
+    [ "$(main_key ACTIVE)" = "$main" ] || failed "the main key is not active"
+    "$kmsctl" cmk list initech | grep "$main" | shows
+    "$client" token --subject ivan --org initech >"$dir/walk/ivan.token" || failed "no token for Ivan"
+    key=$(as ivan key create --quiet) && as ivan resource create --key-uri "$key" --quiet >"$dir/walk/ivan" || failed "Ivan has no key"
+
+    tell "23. It is revoked: one officer, at once, on every node. Nobody gets a key of initech any more."
+    officer1 cmk revoke initech >"$dir/walk/revoked" || failed "the main key was not revoked"
+    status=0
+    as ivan key get "$key" >"$dir/walk/out" 2>"$dir/walk/refusal" || status=$?
+    shows <"$dir/walk/refusal"
+    { [ "$status" -eq 1 ] && grep -q 405005 "$dir/walk/refusal"; } || failed "Ivan was not refused by the revoked main key"
+
+    tell "24. Activated again, which opens something up and so takes two, it is as before. Then initech goes back to the server's root."
+    officer1 cmk activate initech "$main" >"$dir/walk/approval" || failed "the main key could not be activated again"
+    second_agrees "$dir/walk/approval"
+    as ivan key get "$key" | sed -n 1p | shows || failed "Ivan got no key after the main key was activated again"
+    officer1 cmk default initech >"$dir/walk/approval" || failed "initech could not go back"
+    second_agrees "$dir/walk/approval"
+    as ivan key get "$key" >"$dir/walk/out" || failed "Ivan got no key after initech went back"
+}
+
+main_key() { "$kmsctl" cmk list initech | sed -n "s/^\([0-9a-f-]*\)  *$1 .*/\1/p" | head -n 1; }
+
+# Stop first, look later.
+walk_freeze() { # RESOURCE
+    local status=0
+
+    tell "25. Something seems wrong. An officer freezes the conversation, and is shown what that keeps back:"
+    officer1 freeze resource "$1" --for 2h >"$dir/walk/frozen" || failed "it was not frozen"
+    sed -n '/^impact/,/^$/p' "$dir/walk/frozen" | sed '/^$/d' | shows
+    as bob decrypt "$dir/walk/jwe" >"$dir/walk/bob" 2>"$dir/walk/refusal" || status=$?
+    shows <"$dir/walk/refusal"
+    { [ "$status" -eq 1 ] && grep -q 405006 "$dir/walk/refusal"; } || failed "Bob was not refused by the freeze"
+
+    tell "26. It was nothing. One command thaws it, and Bob reads:"
+    officer1 thaw resource "$1" >"$dir/walk/thawed" || failed "it was not thawed"
+    as bob decrypt "$dir/walk/jwe" >"$dir/walk/bob" || failed "Bob got no key after the thaw"
+    shows <"$dir/walk/bob"
+    say
+}
+
+# What is destroyed stays destroyed, and that can be proved.
+walk_destruction() {
+    local recording status=0
+    recording=$(cat "$dir/walk/recording")
+
+    tell "27. The recording is to be destroyed. Two officers, then a waiting period in which one can undo it (here 5 s):"
+    officer1 recording destroy "$recording" >"$dir/walk/approval" || failed "it could not be asked for"
+    second_agrees "$dir/walk/approval"
+    say
+    "$kmsctl" destruction list acme | shows
+    wait_for 30 destroyed "${recording##*/}" || failed "it was not destroyed"
+
+    tell "28. It is destroyed. The file still lies there, and nobody opens it:"
+    as bob recording open "$recording" "$dir/walk/film.sealed" >"$dir/walk/film.bob" 2>"$dir/walk/refusal" || status=$?
+    shows <"$dir/walk/refusal"
+    { [ "$status" -eq 1 ] && [ ! -s "$dir/walk/film.bob" ]; } || failed "Bob opened what was destroyed"
+
+    tell "29. A certificate says what was destroyed, when, by whom, and is verified with the log's public key alone:"
+    "$kmsctl" audit key acme >"$dir/walk/acme.vkey" || failed "no key of the log"
+    "$kmsctl" certificate verify "$dir/walk/certificate" --key "$dir/walk/acme.vkey" >"$dir/walk/verified" ||
+        failed "the certificate is not genuine"
+    shows <"$dir/walk/verified"
+}
+
+# destroyed ID: and the certificate of it is signed.
+destroyed() {
+    local certificate
+    certificate=$("$kmsctl" destruction list acme --state "done" | sed -n "s/.* $1 .* \([0-9a-f-]*\)\$/\1/p") &&
+        [ -n "$certificate" ] && "$kmsctl" certificate show "$certificate" --out "$dir/walk/certificate"
+}
+
 # Whoever owns the log could change it, but not without being found out.
 walk_log() {
     local log=$dir/walk/log entry
 
-    tell "18. The log is a Merkle tree under signed checkpoints. It is exported, and verified with the public key alone:"
+    tell "30. The log is a Merkle tree under signed checkpoints. It is exported, and verified with the public key alone:"
     rm -rf "$log" "$log.changed"
     "$kmsctl" audit key acme >"$dir/walk/acme.vkey" || failed "no key of the log"
     wait_for 30 exported "$log" || failed "the log was not exported"
     "$kmsctl" audit verify "$log" --key "$dir/walk/acme.vkey" >"$dir/walk/verified" || failed "the log is not intact"
     shows <"$dir/walk/verified"
 
-    tell "19. Somebody changes one entry: the scanner's refusal becomes a release. The verifier says which:"
+    tell "31. Somebody changes one entry: the scanner's refusal becomes a release. The verifier says which:"
     cp -R "$log" "$log.changed"
     entry=$(grep -rlE '"verdict":403005' "$log.changed/tile/entries" | head -n 1)
     [ -n "$entry" ] || failed "the refusal is not in the export"
