@@ -208,8 +208,9 @@ check "thaw" 0 "$ctl" thaw resource "$resource"
 if as_alice key get "$key" >/dev/null 2>&1; then ok; else bad "what is thawed is released"; fi
 check "thaw again" 1 "$ctl" thaw resource "$resource"
 check "freeze for how long" 2 "$ctl" freeze resource "$resource"
-check "a user is somebody's" 1 "$ctl" freeze user alice --for 1h
-has "a user is somebody's" "$err" 'org is missing'
+check "a user is somebody's" 2 "$ctl" freeze user alice --for 1h
+has "a user is somebody's" "$err" '--org NAME'
+check "not for so long" 2 "$ctl" freeze org "$org" --for 91d
 
 # --- the keeper's jobs are begun here and looked at later, since they come round only now and then ---
 
@@ -303,7 +304,32 @@ check "completion bash" 0 "$ctl" completion bash
 is "the committed completion" "$out" "$(cat "$top/kms/kmsctl.bash")"
 completed=$(bash -c '. "$1"; COMP_WORDS=(kmsctl org s); COMP_CWORD=2; _kmsctl; echo "${COMPREPLY[@]}"' - "$top/kms/kmsctl.bash")
 is "completion of words" "$completed" "show suspend set"
+# What kmsctl can do is in its help, its man page and its completion, and nothing else is.
+check "--help has every command" 0 "$ctl" --help
+commands=$(sed -n 's/^  \([a-z][a-z-]*\( [a-z][a-z-]*\)\{0,1\}\).*/\1/p' <<<"$out" | sort)
+documented=$(sed -n '/^\.SH COMMANDS/,/^\.SH TIMES/{/^\.T[PQ]/{n;p}}' "$top/kms/kmsctl.8" |
+    sed 's/^\.[A-Z]* //; s/\\f[A-Z]//g; s/\\-/-/g; s/"//g; s/ *, */\n/g' |
+    sed -n 's/^\([a-z][a-z-]*\( [a-z][a-z-]*\)\{0,1\}\).*/\1/p' | sort)
+is "commands and the man page" "$(diff <(echo "$commands") <(echo "$documented"))" ""
+completed=$({
+    sed -n 's/^    \([a-z-]*\)) set -- \(.*\) ;;/\1 \2/p' "$top/kms/kmsctl.bash" | awk '{ for (i = 2; i <= NF; i++) print $1, $i }'
+    sed -n 's/^    "") set -- \(.*\) ;;/\1/p' "$top/kms/kmsctl.bash" | tr ' ' '\n' | grep -vxFf <(cut -sd' ' -f1 <<<"$commands" | sort -u)
+} | sort)
+is "commands and the completion" "$(diff <(echo "$commands") <(echo "$completed"))" ""
+undocumented=
+while read -r command; do
+    # shellcheck disable=SC2086
+    for option in $("$ctl" $command --help | sed -n 's/^  \(--[a-z-]*\).*/\1/p'); do
+        grep -qF -- "${option//-/\\-}" "$top/kms/kmsctl.8" || undocumented+=" $command $option"
+    done
+done <<<"$commands"
+is "each command's options and the man page" "$undocumented" ""
+check "--help of a group" 0 "$ctl" root --help
+has "--help of a group" "$out" 'root rotate'
+lacks "--help of a group has no other" "$out" 'cmk'
 if [ -r "$server/kms.conf" ]; then
+    # Whatever is in the server's configuration, kmsctl finds the socket in it.
+    check "--config of the server" 0 env -u KMS_ADMIN_SOCKET "$binary" --config "$server/kms.conf" status
     check "config check" 0 "$ctl" config check "$server/kms.conf"
     check "config check --json" 0 "$ctl" config check "$server/kms.conf" --json
     is_json "config check --json" "$out"
