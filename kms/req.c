@@ -921,8 +921,8 @@ req_state_done(struct req *rq, int err, int verdict)
         rq->recorded = true;
     if (err != KMS_OK)
         req_run(rq, refuse(rq, KMS_CODE_DATABASE, NULL));
-    else if (rq->state == REQ_MONTH)
-        req_run(rq, go(rq, REQ_MINT));
+    else if (rq->state == REQ_MONTH) /* of a zero-trust meeting no key is even made */
+        req_run(rq, verdict != KMS_CODE_OK ? refuse(rq, verdict, NULL) : go(rq, REQ_MINT));
     else if (rq->state == REQ_RECORD)
         req_run(rq, go(rq, rq->channel != NULL ? REQ_ALIVE : REQ_WRITE));
     else if (rq->state == REQ_ALIVE)

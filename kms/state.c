@@ -112,7 +112,7 @@ const struct db_statement state_statements[SC_STATEMENTS] = {
                              "SELECT n, verdict, result FROM kms.recording_delete(" COMMON ", $6)",
                              6},
     [SC_MINT_UNDER] = {"mint_under",
-                       "SELECT n, 0, generation, root, wrapped"
+                       "SELECT n, verdict, generation, root, wrapped"
                        " FROM kms.mint_under($1, $2, $3, $4)",
                        /* orgs, resources, milliseconds that they last, types of recordings */
                        4},

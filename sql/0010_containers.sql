@@ -133,16 +133,23 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION active_key IS 'The key of a resource that was bound last and is there; NULL: it has none';
 
--- Clocks of nodes differ, and who waited for a lock has looked at his clock before: time goes on nevertheless.
-CREATE FUNCTION next_bound(p_org uuid, p_resource uuid, p_now timestamptz, p_after boolean DEFAULT false) RETURNS timestamptz
-LANGUAGE plpgsql STABLE AS $$
+CREATE FUNCTION last_bound(p_org uuid, p_resource uuid) RETURNS timestamptz LANGUAGE plpgsql STABLE AS $$
 DECLARE
     v_last timestamptz(3);
 BEGIN
     SELECT k.bound_at INTO v_last FROM content_keys k
      WHERE k.org_id = p_org AND k.resource_id = p_resource
      ORDER BY k.bound_at DESC, k.key_id DESC LIMIT 1;
-    RETURN greatest(p_now, v_last + CASE WHEN p_after THEN interval '1 millisecond' ELSE interval '0' END);
+    RETURN v_last;
+END $$;
+COMMENT ON FUNCTION last_bound IS 'When the key of a resource that was bound last was bound; NULL: it had none';
+
+-- Clocks of nodes differ, and who waited for a lock has looked at his clock before: time goes on nevertheless.
+CREATE FUNCTION next_bound(p_org uuid, p_resource uuid, p_now timestamptz, p_after boolean DEFAULT false) RETURNS timestamptz
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN greatest(p_now, last_bound(p_org, p_resource)
+        + CASE WHEN p_after THEN interval '1 millisecond' ELSE interval '0' END);
 END $$;
 COMMENT ON FUNCTION next_bound IS 'When a key that is bound now is bound: not before those that are; p_after: after them all, so that it is the active one';
 
@@ -600,6 +607,7 @@ DECLARE
     v_path uuid[];
     v_keys uuid[];
     v_matter matters;
+    v_last timestamptz(3);
 BEGIN
     PERFORM check_lengths(cardinality(ops), cardinality(orgs), cardinality(channels), cardinality(requests),
         cardinality(clients), cardinality(resources), cardinality(after), cardinality(before), cardinality(counts),
@@ -617,6 +625,9 @@ BEGIN
         ELSE
             SELECT * INTO v_caller FROM caller(orgs[i], channels[i], v_now);
             v_verdict := v_caller.verdict;
+            -- Each statement sees what others have done by then.  Who is taken away after he was judged must not get the key that is
+            -- made so that he has it not (do_authorizations_delete): nothing is released that was bound after this look.
+            v_last := last_bound(orgs[i], resources[i]);
             IF v_verdict = 0 THEN
                 SELECT * INTO v_judged FROM judge_resource(orgs[i], resources[i], v_caller.kind, v_caller.subject,
                     behalf[i], officers[i], v_now, 'keys');
@@ -634,7 +645,7 @@ BEGIN
                 -- One more than may be, to see that there are more.
                 SELECT array_agg(x.key_id) INTO v_keys
                   FROM (SELECT k.key_id FROM content_keys k
-                         WHERE k.org_id = orgs[i] AND k.resource_id = resources[i]
+                         WHERE k.org_id = orgs[i] AND k.resource_id = resources[i] AND k.bound_at <= v_last
                            AND k.bound_at >= coalesce(ms_to_time(after[i]), '-infinity')
                            AND k.bound_at < coalesce(ms_to_time(before[i]), 'infinity')
                            AND (v_matter.matter_id IS NULL
@@ -1870,7 +1881,105 @@ RETURN CASE e.action
     WHEN 'recording.get' THEN 'for recording ' || coalesce(e.detail ->> 'recording', '?')
     WHEN 'recording.list' THEN 'for the recordings of resource ' || coalesce(e.resource_id::text, '?')
     WHEN 'recording.delete' THEN 'to destroy recording ' || coalesce(e.detail ->> 'recording', '?')
+    WHEN 'cmk.public_key' THEN 'for the public key to which a main key is encrypted'
+    WHEN 'cmk.create' THEN 'to bring in a main key'
+    WHEN 'cmk.list' THEN 'for the organisation''s main keys'
+    WHEN 'cmk.update' THEN 'to change the state of a main key'
+    WHEN 'cmk.delete' THEN 'to go back to the server''s own root and delete the main keys'
     ELSE 'for ' || e.action END;
+
+-- The rules for recordings, in the order in which each_recording judges.
+CREATE FUNCTION recording_checks(e entries, p_name text, p_behalf text) RETURNS jsonb LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    v_checks jsonb := org_check(e);
+    v_now timestamptz := clock_timestamp();
+    v_gets boolean := e.action IN ('recording.get', 'recording.list');
+    v_id uuid := CASE WHEN e.action NOT IN ('recording.create', 'recording.list') THEN arg_uuid(e.detail -> 'recording') END;
+    v_elsewhere text;
+    v_gone timestamptz;
+    v_as entries;
+    m recordings;
+    r resources;
+    k content_keys;
+    w matters;
+BEGIN
+    SELECT * INTO r FROM resources x WHERE x.org_id = e.org_id AND x.resource_id = e.resource_id;
+    SELECT * INTO m FROM recordings x WHERE x.org_id = e.org_id AND x.recording_id = v_id;
+    IF e.kind = 'anonymous' THEN
+        RETURN v_checks || check_of('anonymous', 403001, false, false,
+            'an anonymous authorisation retrieves the keys of its resource and nothing else, no recordings', 'a user''s token');
+    END IF;
+    IF e.behalf_person IS NOT NULL OR e.verdict = 403004 THEN
+        SELECT o.name INTO v_elsewhere FROM organisations o
+         WHERE o.org_id <> e.org_id
+           AND o.org_id IN (SELECT x.org_id FROM recordings x WHERE x.recording_id = v_id
+                            UNION ALL SELECT x.org_id FROM resources x WHERE x.resource_id = e.resource_id);
+        v_checks := v_checks || check_of('behalf', 403004, e.verdict <> 403004, NULL,
+            CASE WHEN e.verdict <> 403004 THEN 'the token had the compliance role, which may ask on behalf of others'
+                 WHEN v_elsewhere IS NOT NULL THEN format('what was asked for belongs to another organisation, %s', v_elsewhere)
+                 WHEN NOT v_gets THEN 'onBehalfOf is for retrieving only'
+                 ELSE 'the token had not the role that it takes' END,
+            'the compliance role in the token, a retrieval, and something of the officer''s own organisation');
+    END IF;
+    IF v_id IS NOT NULL THEN
+        SELECT o.name INTO v_elsewhere FROM recordings x JOIN organisations o ON o.org_id = x.org_id
+         WHERE x.recording_id = v_id AND x.org_id <> e.org_id LIMIT 1;
+        v_checks := v_checks || check_of('recording', CASE WHEN v_elsewhere IS NULL THEN 404001 ELSE 403001 END,
+            coalesce(m.created_at <= e.at, false), m.recording_id IS NOT NULL,
+            CASE WHEN v_elsewhere IS NOT NULL THEN format('the recording belongs to another organisation, %s', v_elsewhere)
+                 WHEN m.recording_id IS NULL THEN 'no recording has this id'
+                 ELSE format('the %s was made at %s by %s', m.type, say_time(m.created_at), m.creator) END,
+            CASE WHEN v_elsewhere IS NULL THEN 'the id of a recording that exists' ELSE 'a token of that organisation' END);
+    END IF;
+    IF r.security = 'zero-trust' THEN
+        RETURN v_checks || check_of('security', 403010, false, false,
+            'the meeting is a zero-trust one: there is no key of it here, and no recording', 'a meeting of standard security');
+    ELSIF e.resource_id IS NOT NULL AND r.resource_id IS NULL THEN
+        SELECT o.name INTO v_elsewhere FROM resources x JOIN organisations o ON o.org_id = x.org_id
+         WHERE x.resource_id = e.resource_id LIMIT 1;
+        v_checks := v_checks || check_of('resource', CASE WHEN v_elsewhere IS NULL THEN 404001 ELSE 403001 END, false, false,
+            CASE WHEN v_elsewhere IS NULL THEN 'no resource has this id' ELSE format('the resource belongs to another organisation, %s', v_elsewhere) END,
+            CASE WHEN v_elsewhere IS NULL THEN 'the id of a resource that exists' ELSE 'a token of that organisation' END);
+    ELSIF r.resource_id IS NOT NULL THEN
+        v_checks := v_checks || authorised_check(e, 'user', CASE WHEN e.behalf_person IS NOT NULL THEN p_behalf ELSE p_name END);
+    END IF;
+    IF e.behalf_person IS NOT NULL AND (e.matter_id IS NOT NULL OR e.verdict = 403007) THEN
+        SELECT * INTO w FROM matters x WHERE x.org_id = e.org_id AND x.matter_id = e.matter_id;
+        IF w.matter_id IS NULL THEN
+            v_checks := v_checks || check_of('compliance', 403007, false, NULL,
+                format('officers of this organisation ask on behalf of others only under a matter, and no open, approved matter covered %s and this',
+                    coalesce(p_behalf, 'the person')),
+                'an open matter with this custodian and kind, whose window holds the time when the key of the message was bound');
+        ELSE
+            SELECT * INTO k FROM content_keys x WHERE x.org_id = e.org_id AND x.key_id = e.key_ids[1] AND e.action = 'recording.get';
+            v_as := e;
+            v_as.action := CASE WHEN k.key_id IS NOT NULL THEN 'key.get' ELSE e.action END;    -- the window is that of the message's key
+            v_checks := v_checks || matter_checks(v_as, w, k, r.kind);
+        END IF;
+    END IF;
+    v_checks := v_checks || gone_check(e, r, NULL);
+    IF m.recording_id IS NOT NULL THEN
+        v_gone := least(m.destroyed_at, CASE WHEN m.destroyed_at IS NOT NULL OR e.verdict = 410001 THEN m.expires_at END);
+        v_checks := v_checks || check_of('recording.there', 410001, coalesce(v_gone > e.at, true) OR e.verdict = 0, coalesce(v_gone > v_now, true),
+            CASE WHEN v_gone > e.at OR v_gone IS NULL OR e.verdict = 0 THEN 'the recording was there'
+                 WHEN v_gone = m.expires_at THEN format('the time that the organisation keeps a %s was over at %s', m.type, say_time(v_gone))
+                 ELSE format('the %s was destroyed at %s', m.type, say_time(v_gone)) END,
+            'a request before that; what is destroyed does not come back',
+            CASE WHEN v_gone > e.at AND v_gone <= v_now THEN format('The %s was destroyed at %s.', m.type, say_time(v_gone)) END);
+    END IF;
+    RETURN v_checks;
+END $$;
+COMMENT ON FUNCTION recording_checks IS 'The rules for recordings, as they were for an entry';
+
+ALTER FUNCTION user_checks(entries, text, text) RENAME TO user_checks_other;
+COMMENT ON FUNCTION user_checks_other IS 'The rules for users, but of recordings and main keys';
+CREATE FUNCTION user_checks(e entries, p_name text, p_behalf text) RETURNS jsonb LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN CASE WHEN e.action LIKE 'recording.%' THEN recording_checks(e, p_name, p_behalf)
+                WHEN e.action LIKE 'cmk.%' THEN org_check(e)       -- of a role, which only the token says
+                ELSE user_checks_other(e, p_name, p_behalf) END;
+END $$;
+COMMENT ON FUNCTION user_checks IS 'The rules for users, as they were for an entry';
 
 GRANT EXECUTE ON FUNCTION resource_keys_create, recording_create, recording_update, recording_get, recordings_list, recording_delete
     TO kms_worker;

@@ -30,6 +30,10 @@ BEGIN
     IF p_verdict = 405006 THEN
         rule := 'officers had frozen it for a while (its organisation, resource, user, purpose or service), or the organisation''s main key is disabled';
         otherwise := 'a request after the freeze (kmsctl freeze list; officers end one by kmsctl thaw), or the main key made active again';
+    ELSIF p_verdict = 403004 AND coalesce(p_kind, 'user') NOT IN ('operator', 'keeper') THEN
+        rule := 'to ask on behalf of another needs the compliance role in the token, only for retrieving, and only within the officer''s own organisation; '
+            || 'main keys need the administrator role, and the caller''s own organisation in assignedOrgId';
+        otherwise := 'that role in the token, and something of the caller''s own organisation';
     ELSE
         SELECT r.rule, r.otherwise INTO rule, otherwise FROM kms.rule_of_code(p_verdict, p_kind) r;
     END IF;

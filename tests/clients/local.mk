@@ -29,4 +29,5 @@ EXTRA_DIST += \
 	tests/clients/sdk.test.mjs \
 	tests/clients/services.test.mjs \
 	tests/clients/tokens.test.mjs \
-	tests/clients/transport.test.mjs
+	tests/clients/transport.test.mjs \
+	tests/clients/zerotrust.test.mjs
