@@ -687,6 +687,8 @@ run_database_migrate(struct ctl *ctl, int argc, char **argv)
 {
     int r = migrate(database_url(ctl), say_progress, NULL);
 
+    if (r == KMS_OK)
+        r = migrate_check_log(database_url(ctl), say_progress, NULL);
     if (r != KMS_OK)
         return database_status(r);
     if (ctl->json)

@@ -311,3 +311,29 @@ out:
     PQfinish(r.pg);
     return err;
 }
+
+int
+migrate_check_log(const char *conninfo, migrate_say *say, void *ctx)
+{
+    struct run r = {.say = say, .ctx = ctx};
+    PGresult *res = NULL;
+    int err;
+
+    if ((err = run_open(&r, conninfo)) == KMS_OK &&
+        (err = run_sql(&r,
+                       "SELECT (c.xact >> 32) + 1 FROM kms.log_cursor c"
+                       " WHERE c.xact > pg_snapshot_xmin(pg_current_snapshot())::text::bigint",
+                       0, NULL, &res)) == KMS_OK &&
+        PQntuples(res) > 0) {
+        tell(
+            &r,
+            "this cluster's transaction ids lie behind those of the log: the database was restored "
+            "from a dump.  Before kmsd runs on it: stop PostgreSQL, as its user run pg_resetwal "
+            "--epoch=%s -D DATADIR, start it again",
+            PQgetvalue(res, 0, 0));
+        err = KMS_ERR_STATE;
+    }
+    PQclear(res);
+    PQfinish(r.pg);
+    return err;
+}

@@ -36,4 +36,11 @@ struct migrate_row {
 int migrate_status(const char *conninfo, void (*row)(void *ctx, const struct migrate_row *row),
                    migrate_say *say, void *ctx);
 
+/*
+ * A database that was restored from a dump into another cluster may have transaction ids that lie
+ * behind those of its log; entries that are made there would never get a place in it. KMS_ERR_STATE
+ * after saying what to do, before a server runs.
+ */
+int migrate_check_log(const char *conninfo, migrate_say *say, void *ctx);
+
 #endif
