@@ -21,7 +21,7 @@ const boss = person({roles: [role]});
 const spock = sdk(boss);
 const kms = spock.kms;
 const mine = {assignedOrgId: org};
-let admin, alice, bob, kro;
+let admin, alice, bob, kro, film;
 
 const derOf = (pem) => {
     const head = '-----BEGIN PUBLIC KEY-----', foot = '-----END PUBLIC KEY-----';
@@ -46,6 +46,7 @@ before(async () => {
     alice = await Channel.open(person());
     bob = await Channel.open(person());
     kro = await alice.resource({authIds: [bob.user.sub], keys: 2});
+    film = ok(await alice.create(`${kro.uri}/recordings`, {type: 'recording', loc: 'x:1'}), 201).recording;
 });
 after(async () => {
     for (const k of (await list()).filter((x) => ['REVOKED', 'DISABLED'].includes(x.usageState))) await become(k, 'ACTIVE');
@@ -140,9 +141,37 @@ test('wrong states', async () => {
 
 /* Every request for keys, as one who may ask it. */
 const keyRequests = (unbound) => [
-    ['retrieve', kro.keyUris[0]], ['retrieve', `${kro.uri}/keys`], ['retrieve', kro.uri], ['create', '/keys', {count: 1}], ['update', unbound, {resourceUri: kro.uri}],
-    ['create', `${kro.uri}/keys`, {count: 1}], ['create', '/resources', {keyUris: [unbound], authIds: []}], ['create', `${kro.uri}/recordings`, {type: 'recording'}],
+    ['retrieve', kro.keyUris[0]], ['retrieve', unbound], ['retrieve', `${kro.uri}/keys`], ['retrieve', `${kro.uri}/keys`, {count: 1}], ['retrieve', kro.uri],
+    ['create', '/keys', {count: 1}], ['update', unbound, {resourceUri: kro.uri}], ['create', `${kro.uri}/keys`, {count: 1}], ['create', `${kro.uri}/keys`, {count: 100}],
+    ['create', '/resources', {keyUris: [unbound], authIds: []}], ['create', '/resources', {kind: 'meeting', count: 1}],
+    ['create', `${kro.uri}/recordings`, {type: 'recording'}], ['create', `${kro.uri}/recordings`, {type: 'transcript', loc: 'x:1'}],
+    ['update', film.uri, {loc: 'x:2'}], ['update', film.uri], ['retrieve', film.uri], ['retrieve', `${kro.uri}/recordings`], ['delete', film.uri],
 ].map(([method, uri, more]) => ({method, uri, ...more}));
+const psql = (sql) => execFileSync('psql', ['-XqAt', '-v', 'ON_ERROR_STOP=1', '-d', env.KMS_DATABASE_URL, '-c', sql], {encoding: 'utf8'}).trim();
+/* Keys, recordings, and what the recording says of itself. */
+const held = () => psql(`SELECT jsonb_build_object('keys', (SELECT count(*) FROM kms.content_keys k WHERE k.resource_id = r.resource_id),
+    'recordings', (SELECT jsonb_agg(to_jsonb(m)) FROM kms.recordings m WHERE m.resource_id = r.resource_id)) FROM kms.resources r WHERE r.resource_id = '${kro.uri.split('/').pop()}'`);
+
+/* All of them are refused so, by each who may ask; who may not learns nothing of it; and nothing has changed. */
+async function closed(code, unbound, stranger) {
+    const before_ = held();
+    for (const body of await alice.askAll(keyRequests(unbound))) refused(body, code);
+    for (const body of await bob.askAll(keyRequests(unbound).filter((r) => !JSON.stringify(r).includes(unbound)))) refused(body, code);
+    for (const [method, uri, more] of [['retrieve', kro.keyUris[0]], ['retrieve', `${kro.uri}/keys`], ['retrieve', kro.uri], ['create', `${kro.uri}/keys`, {count: 1}],
+        ['create', `${kro.uri}/recordings`, {type: 'recording'}], ['update', film.uri, {loc: 'x:3'}], ['retrieve', film.uri], ['delete', film.uri]])
+        refused(await stranger.ask(method, uri, more), 403001);
+    refused(await alice.retrieve(`/keys/${randomId()}`), 404001);
+    refused(await alice.create(`/resources/${randomId()}/keys`, {count: 1}), 404001);
+    refused(await alice.update(`/recordings/${randomId()}`, {loc: 'x:2'}), 404001);
+    ok(await alice.update('/ping'));
+    ok(await (await Channel.open(person())).update('/ping'));
+    /* who is a member can still be said and changed */
+    const guest = randomId();
+    await alice.grant(kro.uri, guest);
+    assert.ok(ok(await bob.retrieve(`${kro.uri}/authorizations`)).authorizations.some((x) => x.authId === guest));
+    ok(await bob.delete(`${kro.uri}/authorizations?authId=${guest}`));
+    assert.equal(held(), before_);
+}
 
 test('revoked, disabled and opened again: every request for keys, and who has no part in them', async () => {
     const key = await upload();
@@ -155,12 +184,7 @@ test('revoked, disabled and opened again: every request for keys, and who has no
     spock.encryption.on('event:kms:key:revoke:encryption:failure', () => events++);
     for (const [state, code] of [['DISABLED', 405006], ['REVOKED', 405005]]) {
         await done(key, state);
-        for (const body of await alice.askAll(keyRequests(unbound))) refused(body, code);
-        refused(await stranger.retrieve(kro.keyUris[0]), 403001);
-        refused(await stranger.retrieve(`${kro.uri}/keys`), 403001);
-        refused(await alice.retrieve(`/keys/${randomId()}`), 404001);
-        ok(await alice.update('/ping'));
-        ok(await (await Channel.open(person())).update('/ping'));
+        await closed(code, unbound, stranger);
         await assert.rejects(kms.createUnboundKeys({count: 1}));
         refused(await admin.update('default', {...mine, keyState: 'ACTIVE'}), 409002);
         refused(await admin.delete('/cmk', mine), 409002);
@@ -183,6 +207,57 @@ test('revoked, disabled and opened again: every request for keys, and who has no
     assert.ok((await list()).every((k) => ['DELETED', 'REMOVEDCLEAN'].includes(k.usageState)));
     for (const k of keys) assert.equal(ok(await alice.retrieve(k.uri)).key.jwk.k, k.jwk.k, 'nothing is lost');
     assert.equal(ok(await bob.retrieve(kro.keyUris[0])).key.jwk.k, before_);
+});
+
+test('where a removal rotates, nobody is removed while no key can be made', async () => {
+    const guest = randomId(), key = await upload();
+    await done(key, 'ACTIVE');
+    await alice.grant(kro.uri, guest);
+    await officers.setRule(org, 'rotate.removal', 'on');
+    try {
+        await done(key, 'REVOKED');
+        const before_ = held();
+        refused(await alice.delete(`${kro.uri}/authorizations?authId=${guest}`), 405005);
+        assert.equal(ok(await alice.retrieve(`${kro.uri}/authorizations?authId=${guest}`)).authorizations.length, 1);
+        assert.equal(held(), before_);
+        await done(key, 'ACTIVE');
+        ok(await alice.delete(`${kro.uri}/authorizations?authId=${guest}`));
+        assert.equal(JSON.parse(held()).keys, JSON.parse(before_).keys + 1);
+    } finally {
+        await officers.setRule(org, 'rotate.removal', 'off');
+    }
+    ok(await admin.delete('/cmk', mine));
+});
+
+test('frozen: an organisation, and one of its users, until it is thawed; and what is said of that', async () => {
+    const stranger = await Channel.open(person()), [{uri: unbound}] = await alice.keys(1);
+    const value = ok(await bob.retrieve(kro.keyUris[0])).key.jwk.k;
+    assert.equal((await officers.freeze(['org', org], '10m')).state, 'done');
+    try {
+        await closed(405006, unbound, stranger);
+        const {requestId, reason} = refused(await alice.create(`${kro.uri}/keys`, {count: 1}), 405006);
+        assert.match(reason, /frozen/);
+        const [{said}] = await officers.explain(requestId);
+        assert.match(said.rule, /froze/);
+        assert.match(said.otherwise, /thaw/);
+        assert.match(said.asked, /for a new key of resource/);
+        ok(await admin.retrieve('/cmk', mine));
+    } finally {
+        await officers.thaw('org', org);
+    }
+    assert.equal(ok(await bob.retrieve(kro.keyUris[0])).key.jwk.k, value);
+    /* of one user: all that he asks, and nobody else */
+    await officers.freeze(['user', alice.user.sub, '--org', org], '10m');
+    try {
+        for (const [method, uri, more] of [['retrieve', kro.keyUris[0]], ['create', `${kro.uri}/keys`, {count: 1}], ['create', `${kro.uri}/recordings`, {type: 'recording'}],
+            ['update', film.uri, {loc: 'x:2'}], ['create', '/resources', {count: 1}]]) refused(await alice.ask(method, uri, more), 405006);
+        assert.equal(ok(await bob.retrieve(kro.keyUris[0])).key.jwk.k, value);
+        ok(await bob.update(film.uri, {loc: 'x:1'}));
+    } finally {
+        await officers.thaw('user', alice.user.sub, '--org', org);
+    }
+    ok(await alice.retrieve(film.uri));
+    ok(await alice.update(unbound, {resourceUri: kro.uri}));
 });
 
 test('activation while keys are made and fetched: none is refused, none is lost', async () => {

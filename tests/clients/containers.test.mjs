@@ -208,3 +208,37 @@ test('where the organisation says so, a removal leaves an active key that who wa
     ok(await remove['of many'](later.uri));
     assert.equal((await show(later.uri, ch)).activeKeyUri, later.activeKeyUri);
 });
+
+test('who is removed while he asks, rotates and binds has no part in the key that is active afterwards', async (t) => {
+    const [x, y] = [0, 1].map(() => new User({org: env.KMS_ORG2}));
+    const owner = await Channel.open(x), others = await Promise.all(Array.from({length: 4}, () => Channel.open(y)));
+    let had = 0, late = 0;
+    await setRule(env.KMS_ORG2, 'rotate.removal', 'on');
+    try {
+        for (let round = 0; round < 12; round++) {
+            const made = await make({kind: 'meeting', count: 1, userIds: [y.sub]}, owner);
+            const unbound = await others[0].keys(12);
+            const seen = new Set(made.keys.map((k) => k.uri));
+            const flood = others.map((ch, i) => ch.askAll(Array.from({length: 36}, (_, n) => [
+                {method: 'retrieve', uri: `${made.uri}/keys`},
+                {method: 'retrieve', uri: `${made.uri}/keys`, count: 1},
+                i === 0 ? {method: 'update', uri: unbound[Math.floor(n / 3)].uri, resourceUri: made.uri} : {method: 'create', uri: `${made.uri}/keys`, count: 1},
+            ][n % 3])));
+            const removed = owner.delete(`${made.uri}/authorizations?authId=${y.sub}`);
+            for (const answer of (await Promise.all(flood)).flat()) {
+                if (answer.status >= 300) { late++, refused(answer, 403001); continue; }
+                had++;
+                for (const key of [...(answer.keys ?? []), ...(answer.key ? [answer.key] : [])]) seen.add(key.uri);
+            }
+            ok(await removed);
+            const {activeKeyUri, keyUris} = await show(made.uri, owner);
+            assert.ok(!seen.has(activeKeyUri), `round ${round}: he has the active key`);
+            assert.equal(keyUris.at(-1), activeKeyUri);
+            for (const uri of [activeKeyUri, `${made.uri}/keys`]) refused(await others[0].retrieve(uri), 403001);
+        }
+    } finally {
+        await setRule(env.KMS_ORG2, 'rotate.removal', 'off');
+    }
+    t.diagnostic(`note: ${had} requests before the removal, ${late} after it`);
+    assert.ok(had > 0 && late > 0, 'it was a race');
+});

@@ -56,3 +56,8 @@ export const closeMatter = (id) => first('matter', 'close', id);
 export const setRule = (org, name, value) => both('org', 'set', org, `${name}=${value}`);
 /* cmk COMMAND ORG ...: by both where it takes two. */
 export const mainKey = (...args) => both('cmk', ...args);
+/* what: ['org', NAME], ['user', ID, '--org', NAME] ...; length: 10m */
+export const freeze = (what, length) => first('freeze', ...what, '--for', length);
+export const thaw = (...what) => first('thaw', ...what);
+/* The last request with this id, entry by entry, as kmsctl explains it. */
+export const explain = async (id) => (await first('explain', id)).at(-1).entries;
