@@ -13,6 +13,7 @@
 #include <event2/event.h>
 #include <openssl/crypto.h>
 #include <openssl/rand.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/queue.h>
 #include <sys/socket.h>
@@ -64,13 +65,15 @@ struct hsm {
     struct event_base *base;
     struct sockaddr_un address;
     int deadline_ms;
+    enum hsm_role role;
     struct wire *wire; /* NULL: not connected */
+    int door;          /* HSM_MANAGE: where a connection is to come out of; -1: none is awaited */
     bool greeted, ready;
     bool lifecycle; /* hsmd knows the types from FRAME_KEY_NEW on */
     bool grace;     /* away since a moment only: items are held */
     bool told;      /* the log knows that hsmd is away */
     struct hsm_info info;
-    struct event *retry, *greeting, *grace_timer, *flush;
+    struct event *retry, *handed, *greeting, *grace_timer, *flush;
     int retry_ms;
     uint32_t seq;
     unsigned items; /* under way */
@@ -336,6 +339,16 @@ set_ready(struct hsm *h, bool ready)
         h->change(h->change_ctx, ready);
 }
 
+static void
+door_close(struct hsm *h)
+{
+    if (h->door < 0)
+        return;
+    event_del(h->handed);
+    close(h->door);
+    h->door = -1;
+}
+
 /* The connection is over, or was never made: everybody hears, and it is tried again a little later.
  */
 static void
@@ -346,6 +359,7 @@ disconnect(struct hsm *h)
 
     wire_free(h->wire);
     h->wire = NULL;
+    door_close(h);
     h->greeted = false;
     event_del(h->greeting);
     if (was) {
@@ -448,26 +462,77 @@ frame_cb(void *ctx, const struct frame_head *head, const unsigned char *body, si
     batch_free(b);
 }
 
-/* A Unix socket connects at once or not at all. */
 static void
-retry_cb(evutil_socket_t unused, short what, void *arg)
+not_connected(struct hsm *h)
 {
-    struct hsm *h = arg;
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-
-    if (fd >= 0 && connect(fd, (struct sockaddr *)&h->address, sizeof(h->address)) == 0 &&
-        (h->wire = wire_new(h->base, fd, FRAME_ANSWER_WAY, frame_cb, closed_cb, h)) != NULL) {
-        timer_start(h->greeting, GREETING_MS);
-        return;
-    }
     if (!h->told) {
         h->told = true;
         log_warn("hsmd: cannot connect", "socket", h->address.sun_path, "error", strerror(errno),
                  NULL);
     }
+    disconnect(h);
+}
+
+/* What hsmd handed out at its door. */
+static void
+handed_cb(evutil_socket_t door, short what, void *arg)
+{
+    struct hsm *h = arg;
+    union {
+        struct cmsghdr head;
+        char space[CMSG_SPACE(sizeof(int))];
+    } control = {.space = {0}};
+    char word;
+    struct iovec room = {.iov_base = &word, .iov_len = 1};
+    struct msghdr m = {.msg_iov = &room,
+                       .msg_iovlen = 1,
+                       .msg_control = control.space,
+                       .msg_controllen = sizeof(control.space)};
+    const struct cmsghdr *c;
+    ssize_t n = recvmsg(door, &m, MSG_CMSG_CLOEXEC);
+    int fd = -1;
+
+    if (n < 0 && (errno == EAGAIN || errno == EINTR))
+        return;
+    if (n > 0 && (c = CMSG_FIRSTHDR(&m)) != NULL && c->cmsg_level == SOL_SOCKET &&
+        c->cmsg_type == SCM_RIGHTS && c->cmsg_len == CMSG_LEN(sizeof(int)))
+        memcpy(&fd, CMSG_DATA(c), sizeof(fd));
+    door_close(h);
+    if (fd < 0 ||
+        (h->wire = wire_new(h->base, fd, FRAME_ANSWER_WAY, frame_cb, closed_cb, h)) == NULL) {
+        if (fd >= 0)
+            close(fd);
+        errno = ECONNREFUSED;
+        not_connected(h);
+    }
+}
+
+/* A Unix socket connects at once or not at all. */
+static void
+retry_cb(evutil_socket_t unused, short what, void *arg)
+{
+    struct hsm *h = arg;
+    int type = h->role == HSM_MANAGE ? SOCK_SEQPACKET : SOCK_STREAM;
+    int fd = socket(AF_UNIX, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+
+    if (fd >= 0 && connect(fd, (struct sockaddr *)&h->address, sizeof(h->address)) == 0) {
+        if (h->role == HSM_MANAGE) {
+            h->door = fd;
+            if (event_assign(h->handed, h->base, fd, EV_READ | EV_PERSIST, handed_cb, h) == 0 &&
+                event_add(h->handed, NULL) == 0) {
+                timer_start(h->greeting, GREETING_MS);
+                return;
+            }
+            h->door = -1;
+        } else if ((h->wire = wire_new(h->base, fd, FRAME_ANSWER_WAY, frame_cb, closed_cb, h)) !=
+                   NULL) {
+            timer_start(h->greeting, GREETING_MS);
+            return;
+        }
+    }
     if (fd >= 0)
         close(fd);
-    disconnect(h);
+    not_connected(h);
 }
 
 static void
@@ -487,7 +552,7 @@ grace_cb(evutil_socket_t fd, short what, void *arg)
 }
 
 struct hsm *
-hsm_new(struct event_base *base, const char *path, int deadline_ms)
+hsm_new(struct event_base *base, const char *path, enum hsm_role role, int deadline_ms)
 {
     struct hsm *h = OPENSSL_zalloc(sizeof(*h));
 
@@ -496,15 +561,20 @@ hsm_new(struct event_base *base, const char *path, int deadline_ms)
     h->base = base;
     h->deadline_ms = deadline_ms > 0 ? deadline_ms : 1;
     h->address.sun_family = AF_UNIX;
-    strncpy(h->address.sun_path, path, sizeof(h->address.sun_path) - 1);
+    snprintf(h->address.sun_path, sizeof(h->address.sun_path), "%s%s", path,
+             role == HSM_MANAGE ? HSM_MANAGE_SUFFIX : "");
+    h->role = role;
+    h->door = -1;
     h->retry_ms = RETRY_MIN_MS;
     TAILQ_INIT(&h->held);
     TAILQ_INIT(&h->sent);
     h->retry = evtimer_new(base, retry_cb, h);
+    h->handed = event_new(base, -1, 0, handed_cb, h);
     h->greeting = evtimer_new(base, greeting_cb, h);
     h->grace_timer = evtimer_new(base, grace_cb, h);
     h->flush = event_new(base, -1, 0, flush_cb, h);
-    if (h->retry == NULL || h->greeting == NULL || h->grace_timer == NULL || h->flush == NULL) {
+    if (h->retry == NULL || h->handed == NULL || h->greeting == NULL || h->grace_timer == NULL ||
+        h->flush == NULL) {
         hsm_free(h);
         return NULL;
     }
@@ -517,11 +587,12 @@ hsm_new(struct event_base *base, const char *path, int deadline_ms)
 void
 hsm_free(struct hsm *h)
 {
-    struct event **events[] = {&h->retry, &h->greeting, &h->grace_timer, &h->flush};
+    struct event **events[] = {&h->retry, &h->handed, &h->greeting, &h->grace_timer, &h->flush};
 
     if (h == NULL)
         return;
     wire_free(h->wire);
+    door_close(h);
     fail_all(&h->sent, KMS_ERR_UNAVAILABLE);
     fail_all(&h->held, KMS_ERR_UNAVAILABLE);
     for (int type = 0; type < FRAME_TYPES; type++)

@@ -67,10 +67,22 @@ typedef void hsm_wrapping_key_cb(void *ctx, uint64_t id, int err,
                                  const unsigned char kcv[HSM_KCV_LEN]);
 
 /*
- * Connects in the background; never blocks.  path is copied.  deadline_ms: for each item, from its
- * hand-over. NULL: no memory.
+ * What a connection is for.  hsmd has two doors, of which workers of kmsd can open one only (see
+ * hsm/README.md, "Who may do what"); what another role is for is answered with KMS_ERR_DENIED.
  */
-struct hsm *hsm_new(struct event_base *base, const char *path, int deadline_ms);
+enum hsm_role {
+    HSM_USE,    /* hsm_generate, hsm_wrap, hsm_unwrap, hsm_oaep_open, hsm_sign_pss, hsm_random,
+                   hsm_status */
+    HSM_MANAGE, /* everything */
+};
+/* hsmd's other door is at its socket's path with this after it. */
+#define HSM_MANAGE_SUFFIX ".manage"
+
+/*
+ * Connects in the background; never blocks.  path: hsmd's socket; copied.  deadline_ms: for each
+ * item, from its hand-over. NULL: no memory.
+ */
+struct hsm *hsm_new(struct event_base *base, const char *path, enum hsm_role role, int deadline_ms);
 /* Answers what is under way with KMS_ERR_UNAVAILABLE, closes, frees.  Not from inside a callback.
  * NULL is fine. */
 void hsm_free(struct hsm *h);

@@ -96,7 +96,7 @@ struct program {
     struct setup setup;
     uid_t allowed;
     gid_t group; /* of the socket; -1: as it comes */
-    int listener, lock, self_fd, ready_fd;
+    int listener, door, lock, self_fd, ready_fd;
     struct event_base *base;
     struct server *server;
 };
@@ -215,8 +215,9 @@ config_check(struct program *p, const char *path)
         err = wrong(path, "custody", c->custody, "is neither; write token or process");
     if (strcmp(c->oaep, "token") != 0 && strcmp(c->oaep, "hsmd") != 0)
         err = wrong(path, "oaep", c->oaep, "is neither; write hsmd or token");
-    if (strlen(c->socket) >= sizeof(((struct sockaddr_un *)NULL)->sun_path))
-        err = wrong(path, "socket", c->socket, "is too long for a socket; 107 bytes at most");
+    if (strlen(c->socket) + strlen(HSM_MANAGE_SUFFIX) >=
+        sizeof(((struct sockaddr_un *)NULL)->sun_path))
+        err = wrong(path, "socket", c->socket, "is too long for a socket; 100 bytes at most");
     if (strlen(c->module) >= sizeof(s->module) || strlen(c->pin_file) >= sizeof(s->pin_file))
         err = wrong(path, "module", c->module, "is too long a path");
     if (c->rsa_bits % 8 != 0) {
@@ -242,15 +243,38 @@ config_check(struct program *p, const char *path)
     return KMS_OK;
 }
 
+/* A listening socket, or -1.  Permissions are narrow from the first moment, and only widened to the
+ * group that was named. */
+static int
+listen_at(const struct program *p, const char *path, int type)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    bool group = p->group != (gid_t)-1;
+    mode_t mask;
+    int fd, bound;
+
+    snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
+    unlink(path);
+    mask = umask(0177);
+    bound = (fd = socket(AF_UNIX, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)) < 0
+                ? -1
+                : bind(fd, (struct sockaddr *)&address, sizeof(address));
+    umask(mask);
+    if (bound == 0 &&
+        (!group || (lchown(path, (uid_t)-1, p->group) == 0 && chmod(path, 0660) == 0)) &&
+        listen(fd, BACKLOG) == 0)
+        return fd;
+    log_error("socket: cannot listen", "path", path, "error", strerror(errno), NULL);
+    if (fd >= 0)
+        close(fd);
+    return -1;
+}
+
 /* One hsmd a socket: the lock tells a socket that is served from one that was left behind. */
 static int
 socket_open(struct program *p)
 {
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    char lock[sizeof(address.sun_path) + 8];
-    bool group = p->group != (gid_t)-1;
-    mode_t mask;
-    int bound;
+    char lock[sizeof(((struct sockaddr_un *)NULL)->sun_path) + 8];
 
     snprintf(lock, sizeof(lock), "%s.lock", p->config.socket);
     if ((p->lock = open(lock, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600)) < 0 ||
@@ -259,24 +283,10 @@ socket_open(struct program *p)
                   "file", lock, "error", strerror(errno), NULL);
         return KMS_ERR_SYSTEM;
     }
-    snprintf(address.sun_path, sizeof(address.sun_path), "%s", p->config.socket);
-    unlink(address.sun_path);
-    /* Permissions are narrow from the first moment, and only widened to the group that was named.
-     */
-    mask = umask(0177);
-    bound = (p->listener = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)) < 0
-                ? -1
-                : bind(p->listener, (struct sockaddr *)&address, sizeof(address));
-    umask(mask);
-    if (bound != 0 ||
-        (group && (lchown(address.sun_path, (uid_t)-1, p->group) != 0 ||
-                   chmod(address.sun_path, 0660) != 0)) ||
-        listen(p->listener, BACKLOG) != 0) {
-        log_error("socket: cannot listen", "path", address.sun_path, "error", strerror(errno),
-                  NULL);
+    if ((p->listener = listen_at(p, p->config.socket, SOCK_STREAM)) < 0)
         return KMS_ERR_SYSTEM;
-    }
-    return KMS_OK;
+    snprintf(lock, sizeof(lock), "%s" HSM_MANAGE_SUFFIX, p->config.socket);
+    return (p->door = listen_at(p, lock, SOCK_SEQPACKET)) < 0 ? KMS_ERR_SYSTEM : KMS_OK;
 }
 
 /*
@@ -361,6 +371,7 @@ run(struct program *p)
 {
     const struct server_settings settings_of_server = {
         .listener = p->listener,
+        .door = p->door,
         .allowed = p->allowed,
         .setup = &p->setup,
         .custodians = (unsigned)p->config.sessions,
@@ -417,6 +428,7 @@ fill_standard_fds(void)
 static int
 supervise(struct program *p, bool foreground)
 {
+    char door[sizeof(((struct sockaddr_un *)NULL)->sun_path)];
     int exe, err;
 
     fill_standard_fds();
@@ -438,9 +450,12 @@ supervise(struct program *p, bool foreground)
         return err;
     err = run(p);
     unlink(p->config.socket);
+    snprintf(door, sizeof(door), "%s" HSM_MANAGE_SUFFIX, p->config.socket);
+    unlink(door);
     if (p->config.pid_file[0] != '\0')
         unlink(p->config.pid_file);
     close(p->listener);
+    close(p->door);
     close(p->lock);
     close(p->self_fd);
     return err;
@@ -471,7 +486,7 @@ main(int argc, char **argv)
         {"help", no_argument, NULL, 'h'},
         {NULL, 0, NULL, 0},
     };
-    struct program p = {.listener = -1, .lock = -1, .self_fd = -1, .ready_fd = -1};
+    struct program p = {.listener = -1, .door = -1, .lock = -1, .self_fd = -1, .ready_fd = -1};
     const char *path = NULL;
     bool check = false, foreground = false;
     int option, err;

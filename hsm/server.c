@@ -33,6 +33,7 @@ struct client {
     LIST_ENTRY(client) entry;
     struct server *s;
     struct wire *wire;
+    bool manages; /* came through the door */
     LIST_HEAD(, entry) requests;
     unsigned requests_n;
 };
@@ -55,7 +56,7 @@ struct entry {
 struct server {
     struct event_base *base;
     struct server_settings settings;
-    struct event *accept, *rest;
+    struct event *accept, *door, *rest;
     struct pool *pool;
     LIST_HEAD(, client) clients;
     unsigned clients_n;
@@ -325,6 +326,24 @@ is_sound(const struct frame_head *head, const unsigned char *body)
     return ok;
 }
 
+/* The one place that decides what a connection may ask for: named is what a worker needs. */
+static bool
+may_ask(const struct client *c, enum frame_type type)
+{
+    switch (type) {
+    case FRAME_GENERATE:
+    case FRAME_WRAP:
+    case FRAME_UNWRAP:
+    case FRAME_OAEP:
+    case FRAME_PSS:
+    case FRAME_RANDOM:
+    case FRAME_STATUS:
+        return true;
+    default:
+        return c->manages;
+    }
+}
+
 static void
 frame_cb(void *ctx, const struct frame_head *head, const unsigned char *body, size_t len)
 {
@@ -343,6 +362,12 @@ frame_cb(void *ctx, const struct frame_head *head, const unsigned char *body, si
     if ((e = entry_new(c, head, body, len)) == NULL) {
         log_error("client: out of memory; its connection ends", NULL);
         client_free(c);
+        return;
+    }
+    if (!may_ask(c, e->r.type)) {
+        log_error("client: managing keys is not for this connection", "type%d", (int)head->type,
+                  NULL);
+        answer_now(e, KMS_ERR_DENIED, NULL);
         return;
     }
     if (head->type == FRAME_STATUS) {
@@ -415,29 +440,43 @@ may_connect(const struct server *s, int fd)
     return false;
 }
 
-static void
-accept_cb(evutil_socket_t listener, short what, void *arg)
+/* A connection that somebody wants, if he may have one; -1: not now, or not he. */
+static int
+accept_one(struct server *s, evutil_socket_t listener)
 {
-    struct server *s = arg;
     const struct timeval rest = {.tv_usec = REST_MS * 1000};
     int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-    struct client *c;
 
     if (fd < 0) {
         if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
             log_error("clients: cannot accept", "error", strerror(errno), NULL);
             event_del(s->accept);
+            event_del(s->door);
             event_add(s->rest, &rest);
         }
-        return;
+        return -1;
     }
-    if (s->clients_n >= CLIENTS_MAX || !may_connect(s, fd) ||
-        (c = OPENSSL_zalloc(sizeof(*c))) == NULL) {
+    if (s->clients_n >= CLIENTS_MAX || !may_connect(s, fd)) {
+        s->turned_away++;
+        close(fd);
+        return -1;
+    }
+    return fd;
+}
+
+/* Takes fd. */
+static void
+client_new(struct server *s, int fd, bool manages)
+{
+    struct client *c = OPENSSL_zalloc(sizeof(*c));
+
+    if (c == NULL) {
         s->turned_away++;
         close(fd);
         return;
     }
     c->s = s;
+    c->manages = manages;
     LIST_INIT(&c->requests);
     if ((c->wire = wire_new(s->base, fd, FRAME_REQUEST_WAY, frame_cb, closed_cb, c)) == NULL) {
         close(fd);
@@ -450,11 +489,61 @@ accept_cb(evutil_socket_t listener, short what, void *arg)
 }
 
 static void
+accept_cb(evutil_socket_t listener, short what, void *arg)
+{
+    int fd = accept_one(arg, listener);
+
+    if (fd >= 0)
+        client_new(arg, fd, false);
+}
+
+/*
+ * Who knocks at the door is handed one end of a stream, and the door closes.  What makes it a door
+ * is the kind of its socket, which a worker's system call filter lets nobody make: kernels check
+ * that for each call, while user, path and anything that is said are the same for all of kmsd.
+ */
+static void
+door_cb(evutil_socket_t listener, short what, void *arg)
+{
+    struct server *s = arg;
+    union {
+        struct cmsghdr head;
+        char space[CMSG_SPACE(sizeof(int))];
+    } control = {.space = {0}};
+    struct iovec word = {.iov_base = (char[]){0}, .iov_len = 1};
+    struct msghdr m = {.msg_iov = &word,
+                       .msg_iovlen = 1,
+                       .msg_control = control.space,
+                       .msg_controllen = sizeof(control.space)};
+    int fd = accept_one(s, listener), ends[2];
+
+    if (fd < 0)
+        return;
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, ends) != 0) {
+        log_error("clients: no pair of sockets", "error", strerror(errno), NULL);
+        s->turned_away++;
+        close(fd);
+        return;
+    }
+    control.head = (struct cmsghdr){
+        .cmsg_len = CMSG_LEN(sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
+    memcpy(CMSG_DATA(&control.head), &ends[1], sizeof(int));
+    /* The first message into an empty queue does not wait. */
+    if (sendmsg(fd, &m, MSG_NOSIGNAL) == 1)
+        client_new(s, ends[0], true);
+    else
+        close(ends[0]);
+    close(ends[1]);
+    close(fd);
+}
+
+static void
 rest_cb(evutil_socket_t fd, short what, void *arg)
 {
     struct server *s = arg;
 
     event_add(s->accept, NULL);
+    event_add(s->door, NULL);
 }
 
 struct server *
@@ -478,9 +567,11 @@ server_new(struct event_base *base, const struct server_settings *settings)
     s->settings = *settings;
     LIST_INIT(&s->clients);
     s->accept = event_new(base, settings->listener, EV_READ | EV_PERSIST, accept_cb, s);
+    s->door = event_new(base, settings->door, EV_READ | EV_PERSIST, door_cb, s);
     s->rest = evtimer_new(base, rest_cb, s);
-    if (s->accept == NULL || s->rest == NULL || (s->pool = pool_new(base, &pool)) == NULL ||
-        event_add(s->accept, NULL) != 0) {
+    if (s->accept == NULL || s->door == NULL || s->rest == NULL ||
+        (s->pool = pool_new(base, &pool)) == NULL || event_add(s->accept, NULL) != 0 ||
+        event_add(s->door, NULL) != 0) {
         server_free(s);
         return NULL;
     }
@@ -498,6 +589,8 @@ server_free(struct server *s)
         pool_free(s->pool);
     if (s->accept != NULL)
         event_free(s->accept);
+    if (s->door != NULL)
+        event_free(s->door);
     if (s->rest != NULL)
         event_free(s->rest);
     OPENSSL_free(s);

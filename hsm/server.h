@@ -13,6 +13,7 @@ struct server;
 
 struct server_settings {
     int listener;              /* bound and listening; stays the caller's */
+    int door;                  /* likewise, SOCK_SEQPACKET: for who manages keys */
     uid_t allowed;             /* who may connect besides root and our own user */
     const struct setup *setup; /* borrowed */
     unsigned custodians;

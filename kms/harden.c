@@ -6,13 +6,17 @@
 #include <pwd.h>
 #include <sched.h>
 #include <seccomp.h>
+#include <stdbool.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "hsm/log.h"
 #include "proto/err.h"
+
+#define SOCK_TYPES 0xf /* the bits of a type that are no flags */
 
 void
 harden_process(void)
@@ -33,8 +37,8 @@ harden_process(void)
         log_warn("memory could not be locked", "errno%d", errno, NULL);
 }
 
-int
-harden_worker(void)
+static int
+confine(bool worker)
 {
     static const int never[] = {
         SCMP_SYS(execve),
@@ -91,10 +95,27 @@ harden_worker(void)
                              SCMP_A0(SCMP_CMP_MASKED_EQ, CLONE_THREAD, 0));
     if (r == 0)
         r = seccomp_rule_add(f, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);
+    /* The kernel looks at no more of the type than this, and so does the rule. */
+    for (i = 0; i < 2 && r == 0 && worker; i++)
+        r = seccomp_rule_add(f, SCMP_ACT_ERRNO(EPERM),
+                             i == 0 ? SCMP_SYS(socket) : SCMP_SYS(socketpair), 1,
+                             SCMP_A1(SCMP_CMP_MASKED_EQ, SOCK_TYPES, SOCK_SEQPACKET));
     if (r == 0)
         r = seccomp_load(f);
     seccomp_release(f);
     return r == 0 ? KMS_OK : KMS_ERR_SYSTEM;
+}
+
+int
+harden_worker(void)
+{
+    return confine(true);
+}
+
+int
+harden_keeper(void)
+{
+    return confine(false);
 }
 
 int

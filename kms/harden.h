@@ -10,8 +10,10 @@
 void harden_process(void);
 
 /* After a worker or the keeper has opened what it needs: no exec, no fork, no ptrace, no mount, ...
- * (seccomp).  KMS_OK, KMS_ERR_SYSTEM. */
+ * (seccomp); a worker also makes no SOCK_SEQPACKET socket, so that hsmd's door to those who manage
+ * keys is closed to it (hsm/README.md).  KMS_OK, KMS_ERR_SYSTEM. */
 int harden_worker(void);
+int harden_keeper(void);
 
 /* Becomes the user for good, with its groups; nothing when name is "" or we are not root.  The
  * kernel forgets PR_SET_DUMPABLE and PR_SET_PDEATHSIG at this: set them afterwards.  KMS_OK,

@@ -802,7 +802,7 @@ connect_all(struct keeper *k)
 {
     k->db = db_new(k->base, k->cfg->keeper_url, DB_CONNECTIONS, statements, KS_N,
                    (int)k->cfg->db_deadline * 1000, k->cfg->db_require_durable);
-    k->hsm = hsm_new(k->base, k->cfg->hsm_socket, (int)k->cfg->hsm_deadline * 1000);
+    k->hsm = hsm_new(k->base, k->cfg->hsm_socket, HSM_MANAGE, (int)k->cfg->hsm_deadline * 1000);
     if (k->db == NULL || k->hsm == NULL)
         return false;
     db_on_change(k->db, db_changed, k);
@@ -901,7 +901,7 @@ keeper_main(const struct config *cfg, struct shared *sh, int admin_fd, int metri
     arm(k.root_timer, ROOT_AGAIN_MS);
     arm(k.keys_timer, KEYS_MS);
     arm(k.stats_timer, STATS_FIRST_MS);
-    if ((r = harden_worker()) != KMS_OK)
+    if ((r = harden_keeper()) != KMS_OK)
         log_warn("the keeper could not be confined", "why", kms_strerror(r), NULL);
     log_info("keeper started", NULL);
     signals_take();

@@ -90,7 +90,7 @@ look_in_token(struct ctl *ctl, const char *path, json_t *keys, bool *whole)
 
     log_set_level(LOG_ERROR_);
     if ((l.base = event_base_new()) != NULL &&
-        (l.hsm = hsm_new(l.base, path, (int)ctl->timeout_ms)) != NULL) {
+        (l.hsm = hsm_new(l.base, path, HSM_MANAGE, (int)ctl->timeout_ms)) != NULL) {
         hsm_on_change(l.hsm, changed, &l);
         event_base_loopexit(l.base, &limit);
         event_base_dispatch(l.base);

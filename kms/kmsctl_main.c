@@ -409,7 +409,7 @@ ask_hsmd(struct ctl *ctl, bool init)
 
     log_set_level(LOG_ERROR_);
     if ((d.base = event_base_new()) != NULL &&
-        (d.hsm = hsm_new(d.base, ctl->hsm_socket, (int)ctl->timeout_ms)) != NULL) {
+        (d.hsm = hsm_new(d.base, ctl->hsm_socket, HSM_MANAGE, (int)ctl->timeout_ms)) != NULL) {
         hsm_on_change(d.hsm, direct_changed, &d);
         r = init ? hsm_init(d.hsm, (unsigned)ctl->bits, direct_done, &d, 0)
                  : hsm_status(d.hsm, direct_done, &d, 0);

@@ -169,7 +169,7 @@ look_for_hsmd(struct check *c, const char *path)
 
     log_set_level(LOG_ERROR_);
     if ((c->base = event_base_new()) == NULL ||
-        (c->hsm = hsm_new(c->base, path, (int)c->ctl->timeout_ms)) == NULL) {
+        (c->hsm = hsm_new(c->base, path, HSM_MANAGE, (int)c->ctl->timeout_ms)) == NULL) {
         complain("out of memory");
         return EXIT_REFUSED;
     }

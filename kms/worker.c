@@ -380,7 +380,8 @@ worker_open(struct worker *w, int listen_fd)
         (w->by_service = rate_new(0, RATE_NAMES)) == NULL ||
         (w->by_open = rate_new(w->cfg->rate_open, 1)) == NULL ||
         (w->tokens = tokens_new(w->base, w->cfg)) == NULL ||
-        (w->hsm = hsm_new(w->base, w->cfg->hsm_socket, (int)w->cfg->hsm_deadline * 1000)) == NULL ||
+        (w->hsm = hsm_new(w->base, w->cfg->hsm_socket, HSM_USE,
+                          (int)w->cfg->hsm_deadline * 1000)) == NULL ||
         (w->db = db_new(w->base, w->cfg->worker_url, (int)w->cfg->db_connections, state_statements,
                         SC_STATEMENTS, (int)w->cfg->db_deadline * 1000,
                         w->cfg->db_require_durable)) == NULL ||

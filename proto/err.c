@@ -56,6 +56,8 @@ kms_strerror(int err)
         return "limit reached";
     case KMS_ERR_STATE:
         return "not in this state";
+    case KMS_ERR_DENIED:
+        return "not allowed";
     }
     return "unknown error";
 }

@@ -34,6 +34,7 @@ enum kms_err {
     KMS_ERR_PROTOCOL = -22,    /* a peer process broke the protocol */
     KMS_ERR_LIMIT = -23,       /* a limit was reached */
     KMS_ERR_STATE = -24,       /* not in this state */
+    KMS_ERR_DENIED = -25,      /* not allowed to whoever asks */
 };
 
 /* A short lower-case text for a code, without a full stop; static. */

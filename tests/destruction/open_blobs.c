@@ -66,7 +66,7 @@ main(int argc, char **argv)
         fputs("usage: open_blobs SOCKET <ROWS\n", stderr);
         return 2;
     }
-    if ((base = event_base_new()) == NULL || (h = hsm_new(base, argv[1], 5000)) == NULL ||
+    if ((base = event_base_new()) == NULL || (h = hsm_new(base, argv[1], HSM_USE, 5000)) == NULL ||
         (timer = evtimer_new(base, too_late, NULL)) == NULL)
         return 1;
     hsm_on_change(h, ready, NULL);

@@ -269,11 +269,17 @@ fixture_custodians(const struct fixture *f, pid_t *out, unsigned max)
 void
 ask_init(struct ask *a, const struct fixture *f, int deadline_ms)
 {
+    ask_init_as(a, f, HSM_MANAGE, deadline_ms);
+}
+
+void
+ask_init_as(struct ask *a, const struct fixture *f, enum hsm_role role, int deadline_ms)
+{
     memset(a, 0, sizeof(*a));
     log_init("test");
     log_set_level(LOG_ERROR_);
     if ((a->base = event_base_new()) == NULL ||
-        (a->h = hsm_new(a->base, f->socket, deadline_ms)) == NULL)
+        (a->h = hsm_new(a->base, f->socket, role, deadline_ms)) == NULL)
         die("no client");
 }
 

@@ -72,7 +72,9 @@ struct ask {
     bool listed_more;
 };
 
+/* As who manages keys; or as somebody else. */
 void ask_init(struct ask *a, const struct fixture *f, int deadline_ms);
+void ask_init_as(struct ask *a, const struct fixture *f, enum hsm_role role, int deadline_ms);
 void ask_release(struct ask *a);
 /* Until hsm_ready is what is wanted; false: not within so many milliseconds. */
 bool ask_ready(struct ask *a, bool ready, int ms);

@@ -14,10 +14,10 @@ tests_unit_test_log_SOURCES = tests/unit/test_log.c
 tests_unit_test_log_CFLAGS = $(AM_CFLAGS) $(CRITERION_CFLAGS)
 tests_unit_test_log_LDADD = $(HSM_LIBS) $(CRITERION_LIBS)
 tests_unit_test_hsmd_SOURCES = \
-	tests/unit/test_hsmd.c \
+	tests/unit/test_hsmd.c kms/harden.c kms/harden.h \
 	tests/faults/hsmd_fixture.c tests/faults/hsmd_fixture.h
 tests_unit_test_hsmd_CFLAGS = $(AM_CFLAGS) $(CRITERION_CFLAGS)
-tests_unit_test_hsmd_LDADD = $(HSM_LIBS) $(CRITERION_LIBS)
+tests_unit_test_hsmd_LDADD = $(HSM_LIBS) $(SECCOMP_LIBS) $(CRITERION_LIBS)
 tests_unit_test_hsm_keys_SOURCES = \
 	tests/unit/test_hsm_keys.c \
 	tests/faults/hsmd_fixture.c tests/faults/hsmd_fixture.h

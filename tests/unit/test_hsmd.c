@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "hsm/frame.h"
+#include "kms/harden.h"
 #include "proto/err.h"
 #include "tests/faults/hsmd_fixture.h"
 
@@ -549,12 +550,104 @@ Test(hsmd, turns_away_other_users)
     stop();
 }
 
+/* What a worker of kmsd has: whatever makes, moves or destroys a key, or signs for the log, is not
+ * for it. */
+Test(hsmd, lets_nobody_manage_keys_who_only_uses_them)
+{
+    static const enum hsm_kind kinds[] = {HSM_ROOT, HSM_MAIN, HSM_PERIOD, HSM_IMPORT};
+    unsigned char digest[32] = {1}, blob[HSM_BLOB_LEN], ciphertext[384] = {2};
+    struct hsm_wrapping_key wk;
+    struct ask *worker = calloc(1, sizeof(*worker));
+    const struct hsm_info *info;
+
+    start_with_keys(false, "");
+    wk = a.wk;
+    info = hsm_get_info(a.h);
+    ask_init_as(worker, &f, HSM_USE, 5000);
+    cr_assert(ask_ready(worker, true, 5000));
+    cr_expect_eq(ask_generate(worker, &wk, HSM_CONTENT_KEY, object), KMS_OK);
+    memcpy(blob, worker->blob[0], sizeof(blob));
+    cr_expect_eq(ask_unwrap(worker, &wk, HSM_CONTENT_KEY, object, blob), KMS_OK);
+    cr_expect_eq(ask_wrap(worker, &wk, HSM_CHANNEL_KEY, object, digest), KMS_OK);
+    cr_expect_eq(ask_oaep(worker, HSM_OAEP_SHA256, ciphertext, sizeof(ciphertext)), KMS_OK);
+    cr_expect_eq(ask_pss(worker, digest), KMS_OK);
+    cr_expect_eq(ask_random(worker, 16), KMS_OK);
+    cr_expect_eq(ask_status(worker), KMS_OK);
+
+    cr_expect_eq(ask_audit(worker, "a checkpoint", 12), KMS_ERR_DENIED);
+    cr_expect_eq(ask_wrapping_key(worker), KMS_ERR_DENIED);
+    cr_expect_eq(ask_init_keys(worker, 0), KMS_ERR_DENIED);
+    for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++) {
+        /* others come by import */
+        if (kinds[i] == HSM_ROOT || kinds[i] == HSM_PERIOD)
+            cr_expect_eq(ask_key_new(worker, kinds[i], object), KMS_ERR_DENIED);
+        cr_expect_eq(ask_key_destroy(worker, kinds[i], info->root), KMS_ERR_DENIED);
+        cr_expect_eq(ask_list(worker, kinds[i]), KMS_ERR_DENIED);
+    }
+    cr_expect_eq(ask_forget(worker, wk.org), KMS_ERR_DENIED);
+    cr_expect_eq(ask_import_pair(worker, object), KMS_ERR_DENIED);
+    cr_expect_eq(ask_import(worker, object, object, true, ciphertext, sizeof(ciphertext)),
+                 KMS_ERR_DENIED);
+    cr_expect_eq(ask_wrapping_key_under(worker, info->root), KMS_ERR_DENIED);
+    cr_expect_eq(ask_rewrap(worker, &wk, info->root), KMS_ERR_DENIED);
+    cr_expect_eq(ask_reseal(worker, &wk, &wk, HSM_CONTENT_KEY, object, blob), KMS_ERR_DENIED);
+    /* and nothing of that was done */
+    cr_expect_eq(ask_list(&a, HSM_ROOT), KMS_OK);
+    cr_expect_eq(a.listed_n, 1);
+    cr_expect_eq(ask_unwrap(&a, &wk, HSM_CONTENT_KEY, object, blob), KMS_OK);
+    ask_release(worker);
+    free(worker);
+    stop();
+}
+
+/* The door opens to the kind of socket that a worker's filter refuses, and to no other. */
+Test(hsmd, has_a_door_that_a_worker_cannot_come_through)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int status, ends[2];
+    pid_t pid;
+
+    start_with_keys(false, "");
+    cr_assert_lt(
+        snprintf(address.sun_path, sizeof(address.sun_path), "%s" HSM_MANAGE_SUFFIX, f.socket),
+        (int)sizeof(address.sun_path));
+    if ((pid = fork()) == 0) {
+        int fd;
+
+        if ((fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0)) < 0 ||
+            connect(fd, (struct sockaddr *)&address, sizeof(address)) != 0)
+            _exit(1); /* the check is one */
+        if (harden_worker() != KMS_OK)
+            _exit(2);
+        if (socket(AF_UNIX, SOCK_SEQPACKET, 0) >= 0 || errno != EPERM)
+            _exit(3);
+        if (socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0) >= 0 ||
+            errno != EPERM)
+            _exit(4);
+        if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) == 0 || errno != EPERM)
+            _exit(5);
+        for (int type = SOCK_STREAM; type <= SOCK_DGRAM; type++)
+            if ((fd = socket(AF_UNIX, type, 0)) < 0 ||
+                connect(fd, (struct sockaddr *)&address, sizeof(address)) == 0 ||
+                errno != EPROTOTYPE)
+                _exit(6);
+        _exit(raw_connect() >= 0 ? 0 : 7);
+    }
+    cr_assert_eq(waitpid(pid, &status, 0), pid);
+    cr_assert_eq(status, 0, "%d", WEXITSTATUS(status));
+    stop();
+}
+
 Test(hsmd, makes_its_socket_for_its_user_only)
 {
+    char door[160];
     struct stat st;
 
     start(false, "");
     cr_assert_eq(stat(f.socket, &st), 0);
+    cr_assert_eq(st.st_mode & 0777, 0600);
+    snprintf(door, sizeof(door), "%s" HSM_MANAGE_SUFFIX, f.socket);
+    cr_assert_eq(stat(door, &st), 0);
     cr_assert_eq(st.st_mode & 0777, 0600);
     stop();
 }
