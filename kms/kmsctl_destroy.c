@@ -324,6 +324,21 @@ read_file(struct buf *text, const char *path)
     return EXIT_OK;
 }
 
+/* For people and programs. */
+static int
+not_good(const struct ctl *ctl, const char *path, const char *why)
+{
+    json_t *out;
+
+    if (ctl->json) {
+        out = json_pack("{s:b, s:s}", "good", 0, "why", why);
+        print_json(out);
+        json_decref(out);
+    }
+    complain("%s: %s", path, why);
+    return EXIT_REFUSED;
+}
+
 /* Needs nothing but the file and the key. */
 static int
 run_certificate_verify(struct ctl *ctl, int argc, char **argv)
@@ -344,13 +359,11 @@ run_certificate_verify(struct ctl *ctl, int argc, char **argv)
         if ((r = note_parse(&note, buf_str(&text), text.len)) != KMS_OK ||
             note.text_len < strlen(FIRST_LINE) ||
             memcmp(note.text, FIRST_LINE, strlen(FIRST_LINE)) != 0) {
-            complain("%s is no certificate of destruction", argv[0]);
-            status = EXIT_REFUSED;
+            status = not_good(ctl, argv[0], "no certificate of destruction");
         } else if ((r = note_verify(&note, &key, NULL)) != KMS_OK) {
-            complain("%s: %s", argv[0],
-                     r == KMS_ERR_NOT_FOUND ? "no signature by this key"
-                                            : "the signature is wrong: it was changed");
-            status = EXIT_REFUSED;
+            status = not_good(ctl, argv[0],
+                              r == KMS_ERR_NOT_FOUND ? "no signature by this key"
+                                                     : "the signature is wrong: it was changed");
         } else if (ctl->json) {
             json_t *out = json_pack("{s:b,s:s,s:s%}", "good", 1, "key", key.name, "text", note.text,
                                     note.text_len);

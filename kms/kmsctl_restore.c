@@ -662,12 +662,14 @@ run_restore_verify(struct ctl *ctl, int argc, char **argv)
     if (r == KMS_OK)
         r = note_verify(&note, &key, NULL);
     if (r != KMS_OK) {
+        if (ctl->json)
+            puts("{\"good\":false}");
         complain("%s: no report of a restore check that this key signed: %s", argv[0],
                  kms_strerror(r));
         return EXIT_REFUSED;
     }
     if (ctl->json)
-        puts("{\"ok\":true}");
+        puts("{\"good\":true}");
     else
         printf("%.*s\nthe signature is right\n", (int)note.text_len, note.text);
     return EXIT_OK;
