@@ -898,9 +898,11 @@ check_got(void *ctx, int err, const PGresult *res, const char *sqlstate)
     for (unsigned i = 0; i < r->n; i++) {
         struct item *it = &r->items[i];
 
+        /* Sealed anew under the same: so hsmd opens it, and keeps what it finds to itself. */
         if (it->blob[0] != 0)
-            err = hsm_unwrap(r->k->hsm, &it->from, channel[i] ? HSM_CHANNEL_KEY : HSM_CONTENT_KEY,
-                             it->object.b, it->blob, item_key_cb, it, 0, i);
+            err = hsm_reseal(r->k->hsm, &it->from, &it->from,
+                             channel[i] ? HSM_CHANNEL_KEY : HSM_CONTENT_KEY, it->object.b, it->blob,
+                             item_key_cb, it, 0, i);
         else
             err = hsm_generate(r->k->hsm, &it->from, HSM_SENTINEL, r->to.b, item_key_cb, it, 0, i);
         if (err == KMS_OK)

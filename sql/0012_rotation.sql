@@ -344,6 +344,10 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, kms, pg
 DECLARE
     v_from uuid;
 BEGIN
+    -- Nothing is given to look at but what is to be checked.
+    IF NOT EXISTS (SELECT FROM rotations r WHERE r.org_id = nobody() AND r.kind = 'root' AND r.state = 'running') THEN
+        RETURN;
+    END IF;
     FOR org, generation, root, wrapped IN
         SELECT w.org_id, w.generation, w.root_id, w.wrapped FROM wrapping_keys w
          WHERE w.destroyed_at IS NULL AND (w.org_id, w.generation) > (after_org, after_generation)
@@ -373,7 +377,7 @@ BEGIN
     END LOOP;
 END $$;
 COMMENT ON FUNCTION check_next IS
-    'Wrapping keys under roots, after this one, each with something that only it opens (a key, a recording''s, a channel''s; NULL: there is nothing)';
+    'While a root is rotated: wrapping keys under roots, after this one, each with something that only it opens (a key, a recording''s, a channel''s; NULL: there is nothing)';
 
 CREATE FUNCTION root_rotation_end(rotation uuid, opened bigint, failed bigint, why text) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp AS $$

@@ -58,7 +58,7 @@ for (const name of functions.map((f) => f.name).filter((n) => /^(control_|approv
     check(`a worker may not call ${name}`, !workers.includes(name));
 // What gives out blobs, by the types of what functions return: users' functions and the one for services.
 const giving = functions.filter((f) => f.worker && /released/.test(f.gives)).map((f) => f.name).sort();
-check('a service\'s keys come out of one function', giving.join() === 'keys_bind,keys_release,resource_keys,service_release' &&
+check('a service\'s keys come out of one function', giving.join() === 'keys_bind,keys_release,resource_keys,resource_keys_create,service_release' &&
     functions.filter((f) => f.worker && /service_released/.test(f.gives)).length === 1, giving);
 // What is refused by privilege is refused before an argument is looked at.
 for (const f of functions) {

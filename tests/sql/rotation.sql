@@ -183,6 +183,7 @@ SELECT is((SELECT state FROM kms.roots WHERE root_id = pg_temp.id('root')), 'lea
 SELECT is(kms.root_rotation_end(pg_temp.rotation(), 3, 0, ''), true, 'all opens');
 SELECT is((SELECT state FROM kms.roots WHERE root_id = pg_temp.id('root')), 'retired', 'then it is retired');
 SELECT is(pg_temp.rotation(), NULL, 'done');
+SELECT is_empty('SELECT * FROM kms.check_next(pg_temp.nil(), 0, 100)', 'who asks without a rotation is given nothing');
 SELECT is((SELECT array_agg(action ORDER BY entry_id) FROM kms.entries WHERE org_id = pg_temp.nil() AND kind = 'keeper' AND action LIKE 'root.%'), '{root.add,root.add,root.verify,root.switch,root.retire}', 'each step is on record');
 
 -- The end of the old one.
