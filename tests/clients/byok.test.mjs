@@ -115,6 +115,9 @@ test('only an administrator of that organisation', async () => {
     const asks = (m) => [['retrieve', '/publicKey'], ['retrieve', '/cmk'], ['delete', '/cmk'], ['create', '/cmk', {customerMasterKey: 'AAAA'}],
         ['update', key.uri, {keyState: 'ACTIVE'}], ['update', 'default', {keyState: 'ACTIVE'}]].map(([method, uri, more]) => ({method, uri, ...more, ...m}));
     for (const body of await alice.askAll(asks(mine))) refused(body, 403004);
+    const [{said}] = await officers.explain((await alice.retrieve('/cmk', mine)).requestId);
+    assert.match(said.rule, /administrator role.*assignedOrgId/);
+    assert.match(said.asked, /main keys/);
     for (const assignedOrgId of [env.KMS_ORG, randomId()]) for (const body of await admin.askAll(asks({assignedOrgId}))) refused(body, 403004);
     for (const body of await admin.askAll(asks({}))) refused(body, 400002);
     const stranger = await Channel.open(new User({roles: [role]}));

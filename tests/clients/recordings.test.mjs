@@ -12,7 +12,7 @@ import {fileURLToPath, pathToFileURL} from 'node:url';
 import {promisify} from 'node:util';
 import {env, require} from './lib/env.mjs';
 import {Channel, DATE, ok, randomId, refused, uriOf} from './lib/kms.mjs';
-import {addService, closeMatter, enable, openMatter, setRule} from './lib/officers.mjs';
+import {addService, approve, askRule, closeMatter, enable, explain, openMatter, setRule} from './lib/officers.mjs';
 import {ServiceChannel, certificate, forgetConnections, freshIdentity} from './lib/service.mjs';
 import {User, officer} from './lib/tokens.mjs';
 import {sdk} from './lib/webex.mjs';
@@ -37,18 +37,10 @@ const TAG = Buffer.alloc(16, 7).toString('base64url');
 
 let space, meeting; /* bob is in the space alone; the meeting is open to the space */
 let film; /* what the recorder made of the meeting */
-let early; /* of an organisation that keeps transcripts for a minute */
 before(async () => {
     space = await make({count: 1, userIds: [bob.sub]});
     meeting = await make({kind: 'meeting', count: 1, userIds: [recorder.sub], authIds: [space.uri]});
     film = await recordFile(r, meeting, movie);
-
-    const clerk = await Channel.open(new User({org: env.KMS_ORG2}));
-    const box = await make({kind: 'meeting', count: 1}, clerk);
-    await setRule(env.KMS_ORG2, 'retention.transcript', '60s');
-    early = {clerk, box, transcript: await record(box, {type: 'transcript'}, clerk), recording: await record(box, {}, clerk)};
-    await setRule(env.KMS_ORG2, 'retention.transcript', '0');
-    early.later = await record(box, {type: 'transcript'}, clerk);
 });
 
 // --- the file ---
@@ -359,16 +351,168 @@ test('kms-client makes the encrypted file, and node-scr opens it', async () => {
     ok(await a.delete(recording.uri));
 });
 
-// --- retention; last, as it takes its minute ---
+// --- retention ---
 
-test("when the organisation's time for transcripts has passed, a transcript is gone, and a recording is not", async () => {
-    const {clerk, box, transcript, recording, later} = early;
+const day = 86400000, org = env.KMS_ORG2;
+const clerk = await Channel.open(new User({org})); /* of an organisation that keeps nothing for ever */
+/* As if it had been made that much earlier: nobody waits for months here. */
+const age = (made, ms) => psql(`UPDATE kms.recordings SET created_at = created_at - ${ms} * interval '1 ms', expires_at = expires_at - ${ms} * interval '1 ms'
+    WHERE recording_id = '${idOf(made.uri)}'`);
+const row = (made) => JSON.parse(psql(`SELECT to_jsonb(x) FROM kms.recordings x WHERE recording_id = '${idOf(made.uri)}'`));
+/* What the keeper does every ten seconds; the first test awaits it. */
+const sweep = () => psql('SELECT kms.sweep(1000)');
+async function until(what, holds) {
+    for (let i = 0; !await holds(); i++) {
+        assert.ok(i < 150, what);
+        await sleep(100);
+    }
+}
+async function gone(box, made, ch = clerk) {
+    refused(await ch.retrieve(made.uri), 410001);
+    refused(await ch.update(made.uri, {loc: 'x:y'}), 410001);
+    refused(await ch.delete(made.uri), 410001);
+    assert.ok((await list(box, ch)).every((x) => x.uri !== made.uri));
+}
+const destroyed = (made) => {
+    const {destroyed_at: at, ...x} = row(made);
+    for (const column of ['blob', 'iv', 'aad', 'loc', 'tag']) assert.equal(x[column], null);
+    return at !== null;
+};
+
+test("when the organisation's time for transcripts has passed, a transcript is gone at that moment, and a recording is not", async () => {
+    const box = await make({kind: 'meeting', count: 1}, clerk);
+    await setRule(org, 'retention.transcript', '60s');
+    const [transcript, other, recording] = [await record(box, {type: 'transcript'}, clerk), await record(box, {type: 'transcript'}, clerk), await record(box, {}, clerk)];
     assert.equal(Date.parse(transcript.expirationDate) - Date.parse(transcript.createDate), 60000);
     assert.equal(recording.expirationDate, undefined);
-    assert.equal(later.expirationDate, undefined);
-    await sleep(Math.max(0, Date.parse(transcript.expirationDate) + 300 - Date.now()));
-    refused(await clerk.retrieve(transcript.uri), 410001);
-    refused(await clerk.update(transcript.uri, {loc: 'x:y'}), 410001);
-    assert.deepEqual((await list(box, clerk)).map((x) => x.uri), [recording.uri, later.uri]);
-    ok(await clerk.retrieve(recording.uri));
+    age(transcript, 58000);
+    ok(await clerk.retrieve(transcript.uri));
+    await sleep(Math.max(0, Date.parse(transcript.expirationDate) - 58000 + 50 - Date.now()));
+    await gone(box, transcript);
+    assert.deepEqual((await list(box, clerk)).map((x) => x.uri), [other.uri, recording.uri]);
+    const {requestId} = await clerk.retrieve(transcript.uri);
+    assert.match((await explain(requestId))[0].said.rule, /the time that the organisation keeps a transcript was over|the transcript was destroyed at/);
+    await until('the keeper destroys it', () => row(transcript).destroyed_at !== null);
+    assert.ok(destroyed(transcript));
+    assert.equal(psql(`SELECT count(*) FROM kms.entries WHERE action = 'recording.destroy' AND kind = 'keeper' AND detail ->> 'recording' = '${idOf(transcript.uri)}'`), '1');
+    /* to keep longer needs nobody else, and is for what is there as well */
+    assert.equal((await askRule(org, 'retention.transcript', '0')).state, 'done');
+    sweep();
+    await until('those that are there get their new end', async () => ok(await clerk.retrieve(other.uri)).recording.expirationDate === undefined);
+    assert.equal((await record(box, {type: 'transcript'}, clerk)).expirationDate, undefined);
+    await gone(box, transcript);
+});
+
+test('a shorter time is for what is there as well, once officers have agreed; what a matter holds stays, and says why', async () => {
+    const box = await make({kind: 'meeting', count: 1}, clerk), kept = await make({kind: 'whiteboard', count: 1}, clerk);
+    const [old, young, held] = [await record(box, {loc: 'x:old'}, clerk), await record(box, {}, clerk), await record(kept, {loc: 'x:held'}, clerk)];
+    age(old, 91 * day);
+    age(young, 89 * day);
+    age(held, 91 * day);
+    const matter = await openMatter({
+        org, name: 'what was drawn', custodians: [clerk.user.sub], from: Date.now() - 100 * day, to: Date.now(), kinds: ['whiteboard'], expires: Date.now() + day,
+    });
+    try {
+        const asked = await askRule(org, 'retention.recording', '90d');
+        assert.equal(asked.state, 'pending', 'one officer alone destroys nothing');
+        await sleep(300);
+        for (const made of [old, young, held]) assert.equal(ok(await clerk.retrieve(made.uri)).recording.expirationDate, undefined);
+        await approve(asked);
+        sweep();
+        await until('what is too old is destroyed', () => row(old).destroyed_at !== null);
+        assert.ok(destroyed(old));
+        await gone(box, old);
+        const {recording} = ok(await clerk.retrieve(young.uri));
+        assert.equal(Date.parse(recording.expirationDate) - Date.parse(recording.createDate), 90 * day);
+        /* beyond its time, and there */
+        await until('the keeper has seen that it is held', () => row(held).held_by === matter);
+        assert.equal((await open(clerk, ok(await clerk.retrieve(held.uri)).recording)).loc, 'x:held');
+        assert.equal((await list(kept, clerk)).length, 1);
+        const no = refused(await clerk.delete(held.uri), 409002);
+        assert.match(no.reason, /an open matter holds it/);
+        assert.match((await explain(no.requestId))[0].said.rule, /an open matter holds it/);
+    } finally {
+        await closeMatter(matter);
+    }
+    await until('it goes when the matter is closed', () => (sweep(), row(held).destroyed_at !== null));
+    assert.ok(destroyed(held));
+    await gone(kept, held);
+    assert.equal((await askRule(org, 'retention.recording', '0')).state, 'done');
+    sweep();
+    await until('for ever again', async () => ok(await clerk.retrieve(young.uri)).recording.expirationDate === undefined);
+});
+
+test('with the container goes what was recorded in it', async () => {
+    const box = await make({kind: 'meeting', count: 1, ttl: 86400}, clerk), made = await record(box, {loc: 'x:1'}, clerk);
+    psql(`UPDATE kms.resources SET expires_at = now() - interval '1 ms' WHERE resource_id = '${idOf(box.uri)}'`);
+    for (const [method, uri, members] of [['retrieve', made.uri], ['update', made.uri, {loc: 'x:2'}], ['delete', made.uri], ['retrieve', `${box.uri}/recordings`],
+        ['create', `${box.uri}/recordings`, {type: 'recording'}], ['create', `${box.uri}/keys`, {count: 1}]])
+        refused(await clerk.ask(method, uri, members), 410001);
+    sweep();
+    await until('it is destroyed', () => row(made).destroyed_at !== null);
+    assert.ok(destroyed(made));
+    refused(await clerk.retrieve(made.uri), 410001);
+});
+
+// --- afterwards ---
+
+test('kmsctl explain tells of recordings what decided', async () => {
+    const box = await make({kind: 'meeting', count: 1, authIds: [space.uri], anonymous: 1});
+    const made = await record(box), ended = await record(box);
+    const [{bearer}] = box.authorizations.filter((x) => x.bearer);
+    const guest = await Channel.open({sub: undefined, clientId: 'guest'}, {bearer});
+    const jim = await Channel.open(officer()), foreign = await Channel.open(new User({org}));
+    const sealed = await make({kind: 'meeting', security: 'zero-trust'});
+    ok(await a.delete(ended.uri));
+    const other = [await make({count: 1}, clerk)];
+    other.push(await record(other[0], {}, clerk));
+    const cases = [
+        [b, 'retrieve', made.uri, {}, {}, 0, 'rule', /^Allowed: .*the recording was made at .*the recording was there/],
+        [b, 'retrieve', made.uri, {}, {}, 0, 'authorisation', /authorised on resource .* through another resource/],
+        [b, 'retrieve', made.uri, {}, {}, 0, 'asked', /for recording [0-9a-f-]{36},/],
+        [m, 'retrieve', made.uri, {}, {}, 403001, 'rule', /Here: "[^"]+" was not authorised on resource/],
+        [m, 'create', `${box.uri}/recordings`, {type: 'recording'}, {}, 403001, 'rule', /was not authorised on resource/],
+        [guest, 'retrieve', made.uri, {}, {}, 403001, 'rule', /anonymous authorisation .*no recordings/],
+        [foreign, 'retrieve', made.uri, {}, {}, 403001, 'rule', /belongs to another organisation/],
+        [a, 'retrieve', `/recordings/${randomId()}`, {}, {}, 404001, 'rule', /no recording has this id/],
+        [a, 'retrieve', `/resources/${randomId()}/recordings`, {}, {}, 404001, 'rule', /no resource has this id/],
+        [a, 'retrieve', ended.uri, {}, {}, 410001, 'rule', /Here: the recording was destroyed at/],
+        [m, 'retrieve', made.uri, {}, {onBehalfOf: bob.sub}, 403004, 'rule', /Here: the token had not the role/],
+        [m, 'retrieve', `${box.uri}/recordings`, {}, {onBehalfOf: bob.sub}, 403004, 'rule', /Here: the token had not the role/],
+        [jim, 'retrieve', other[1].uri, {}, {onBehalfOf: bob.sub}, 403004, 'rule', /belongs to another organisation/],
+        [jim, 'retrieve', made.uri, {}, {onBehalfOf: bob.sub}, 0, 'rule', /the compliance role/],
+        [a, 'retrieve', `${sealed.uri}/recordings`, {}, {}, 403010, 'rule', /zero-trust/],
+        [a, 'create', `${sealed.uri}/recordings`, {type: 'recording'}, {}, 403010, 'rule', /zero-trust/],
+        [a, 'create', `${(await make({})).uri}/recordings`, {type: 'recording'}, {}, 409002, 'rule', /no key that its recordings could be encrypted to/],
+    ];
+    for (const [ch, method, uri, members, as, code, part, words] of cases) {
+        const answer = await ch.ask(method, uri, members, as);
+        assert.equal(answer.errorCode ?? 0, code, JSON.stringify(answer));
+        const [{verdict, said}] = await explain(answer.requestId);
+        assert.equal(verdict, code);
+        assert.match(said[part] ?? '', words, `${method} ${uri}: ${JSON.stringify(said)}`);
+        if (code === 403004) assert.doesNotMatch(said.rule, /Here: onBehalfOf is for retrieving only/);
+    }
+    /* since then */
+    const {requestId} = ok(await b.retrieve(made.uri));
+    ok(await a.delete(made.uri));
+    assert.ok((await explain(requestId))[0].since.some((x) => /^The recording was destroyed at/.test(x)));
+    await setRule(env.KMS_ORG, 'compliance', 'matter');
+    try {
+        const answer = refused(await jim.retrieve(film.uri, {}, {onBehalfOf: bob.sub}), 403007);
+        assert.match((await explain(answer.requestId))[0].said.rule, /no open, approved matter covered/);
+        const matter = await openMatter({
+            org: env.KMS_ORG, name: 'the film', custodians: [bob.sub], from: Date.now() - day, to: Date.now() + day, kinds: ['meeting'], expires: Date.now() + day,
+        });
+        try {
+            const {requestId: id} = ok(await jim.retrieve(film.uri, {}, {onBehalfOf: bob.sub}));
+            const [{said}] = await explain(id);
+            assert.match(said.rule, /the key was bound at .*inside the matter's window/);
+            assert.match(said.asked, /under the matter "the film"/);
+        } finally {
+            await closeMatter(matter);
+        }
+    } finally {
+        await setRule(env.KMS_ORG, 'compliance', 'role');
+    }
 });

@@ -53,6 +53,12 @@ export async function openMatter({org, name, custodians, from, to, kinds, expire
     return id;
 }
 export const closeMatter = (id) => first('matter', 'close', id);
+/* What the first one is told, and what the second one does then. */
+export const askRule = (org, name, value) => first('org', 'set', org, `${name}=${value}`);
+export async function approve({approval}) {
+    const {hash} = await second('approvals', 'show', approval);
+    assert.equal((await second('approvals', 'approve', approval, '--hash', hash)).state, 'done');
+}
 export const setRule = (org, name, value) => both('org', 'set', org, `${name}=${value}`);
 /* cmk COMMAND ORG ...: by both where it takes two. */
 export const mainKey = (...args) => both('cmk', ...args);
