@@ -78,7 +78,7 @@ static const struct conf_setting settings[] = {
     WORDS("admin", "operators", operators, "",
         "who may run the server besides root and its own user: user names, numeric uids, @groups"),
     WORDS("admin", "officers", officers, "",
-        "who may decide about services, purposes, matters, rules and destruction; nobody if not named here"),
+        "who may decide about services, matters, main keys, roots, freezes and destruction; nobody if not named here"),
     WORDS("admin", "auditors", auditors, "",
         "who may read the log; nobody if not named here"),
     NUMBER("admin", "approvals", approvals, "2", 1, 10,
