@@ -855,7 +855,7 @@ walk_main_key() {
     shows <"$dir/walk/refusal"
     { [ "$status" -eq 1 ] && grep -q 405005 "$dir/walk/refusal"; } || failed "Ivan was not refused by the revoked main key"
 
-    tell "24. Activated again, which opens something up and so takes two, it is as before. Then initech goes back to the server's root."
+    tell "24. Activated again, which officers must agree to, it is as before. Then initech goes back to the server's root."
     officer1 cmk activate initech "$main" >"$dir/walk/approval" || failed "the main key could not be activated again"
     second_agrees "$dir/walk/approval"
     as ivan key get "$key" | sed -n 1p | shows || failed "Ivan got no key after the main key was activated again"
@@ -889,7 +889,7 @@ walk_destruction() {
     local recording status=0
     recording=$(cat "$dir/walk/recording")
 
-    tell "27. The recording is to be destroyed. Two officers, then a waiting period in which one can undo it (here 5 s):"
+    tell "27. The recording is to be destroyed. Officers agree, then it waits, and one of them can undo it (here for 5 s):"
     officer1 recording destroy "$recording" >"$dir/walk/approval" || failed "it could not be asked for"
     second_agrees "$dir/walk/approval"
     say
