@@ -119,6 +119,9 @@ put_text(const json_t *o, const char *name)
     buf_release(&text);
 }
 
+#define BEHIND_MS                                                                                  \
+    60000 /* where officers may confirm the clock, as sql/0013_destruction.sql has it */
+
 static int
 run_clock(struct ctl *ctl, int argc, char **argv)
 {
@@ -129,9 +132,12 @@ run_clock(struct ctl *ctl, int argc, char **argv)
                 {"used", "what is destroyed goes by"}};
     json_t *result;
     int status = ask(ctl, "clock.show", json_object(), &result);
+    bool behind;
 
     if (status != 0)
         return status;
+    behind = json_integer_value(json_object_get(result, "used")) + BEHIND_MS <
+             json_integer_value(json_object_get(result, "now"));
     if (ctl->json) {
         print_json(result);
     } else {
@@ -144,7 +150,10 @@ run_clock(struct ctl *ctl, int argc, char **argv)
                  ? "\nThe database's clock is in question: it is ahead of what the nodes' clocks "
                    "account for, and\nnothing is destroyed by it.  Set it right, or confirm it: "
                    "kmsctl retention confirm-clock"
-                 : "\nIt is trusted.");
+             : behind ? "\nThe database's clock was set ahead: what is destroyed follows it by an "
+                        "hour in a day, so that\nnothing goes early.  To have it follow at once: "
+                        "kmsctl retention confirm-clock"
+                      : "\nIt is trusted.");
     }
     json_decref(result);
     return EXIT_OK;

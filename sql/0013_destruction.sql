@@ -9,13 +9,14 @@
 -- Keys of a month have generations of their own (month_generation), which are never an organisation's current one.  What came to be
 -- under another generation than it should (reseals) the keeper moves, by compare-and-swap on generation and blob.
 --
--- The time that counts is destruction_time(): the database's clock, unless it runs ahead by more than a day of what the keepers'
--- monotonic clocks account for.  Then it goes on from where it was until an officer confirms the clock.
+-- The time that counts is destruction_time(): it goes on as the keepers' monotonic clocks do, and never ahead of the database's
+-- clock.  When that is set ahead it follows slowly, an hour in a day; by more than a day, not before an officer confirms the clock.
+-- When it is set back so is the time that counts: what was made in between gets the time that it was promised.
 --
 -- Each run and each deed writes its certificates unsigned in its own transaction; the keeper has them signed.
 --
--- Locks, in this order: policy_lock() where an organisation or a command is carried out, the destruction's row, resources,
--- keys, recordings, wrapping_keys.
+-- Locks, in this order: policy_lock() where an organisation or a command is carried out or a month ends (policy_share() elsewhere),
+-- the destruction's row, resources, wrapping_keys, keys, recordings, reseals.
 
 SET LOCAL ROLE kms_owner;
 SET LOCAL search_path = kms, pg_catalog, pg_temp;
@@ -92,6 +93,7 @@ CREATE TABLE clocks (
     trusted_at timestamptz(3) NOT NULL,
     seen_at timestamptz(3) NOT NULL,
     held boolean NOT NULL DEFAULT false,
+    forgiven interval NOT NULL DEFAULT '0',
     PRIMARY KEY (org_id, boot_id)
 );
 COMMENT ON TABLE clocks IS 'How much time has gone by, as far as the monotonic clocks of nodes can tell';
@@ -101,6 +103,7 @@ COMMENT ON COLUMN clocks.uptime_ms IS 'Its clock since then, that goes on while 
 COMMENT ON COLUMN clocks.trusted_at IS 'What time it was then, at least';
 COMMENT ON COLUMN clocks.seen_at IS 'And by the database''s clock';
 COMMENT ON COLUMN clocks.held IS 'The database''s clock is ahead by more than a day: nothing is destroyed by it';
+COMMENT ON COLUMN clocks.forgiven IS 'How much time was taken to have gone by while no keeper could tell; less by an hour in a day';
 
 CREATE TABLE forgotten (
     org_id uuid NOT NULL,
@@ -133,11 +136,8 @@ END $$;
 COMMENT ON FUNCTION wall IS 'The clock that says what is past its time; tests put another in its place';
 
 CREATE FUNCTION destruction_time() RETURNS timestamptz LANGUAGE plpgsql VOLATILE AS $$
-DECLARE
-    v_now timestamptz(3) := wall();
-    v_trusted timestamptz(3) := (SELECT max(c.trusted_at) FROM clocks c WHERE c.org_id = nobody());
 BEGIN
-    RETURN CASE WHEN v_now > v_trusted + interval '1 day' THEN v_trusted ELSE v_now END;
+    RETURN least(wall(), (SELECT max(c.trusted_at) FROM clocks c WHERE c.org_id = nobody()));
 END $$;
 COMMENT ON FUNCTION destruction_time IS 'What time it is, for what is destroyed by it';
 
@@ -147,28 +147,44 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp AS 
 DECLARE
     v_now timestamptz(3) := wall();
     v_trusted timestamptz(3);
-    v_elapsed interval;
+    v_forgiven interval;
+    v_before timestamptz(3);
+    v_step interval;        -- how much time has gone by since the last one, whoever's that was
     v_was boolean;
+    v_alone boolean;
     v_ahead interval;
     v_held boolean;
     c clocks;
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended('kms.clock', 0));
-    SELECT max(x.trusted_at), bool_or(x.held) INTO v_trusted, v_was FROM clocks x WHERE x.org_id = nobody();
+    SELECT max(x.trusted_at), bool_or(x.held), max(x.forgiven), bool_and(x.seen_at < v_now - interval '1 minute')
+      INTO v_trusted, v_was, v_forgiven, v_alone FROM clocks x WHERE x.org_id = nobody();
     SELECT x.* INTO c FROM clocks x WHERE x.org_id = nobody() AND x.boot_id = boot;
-    v_elapsed := greatest(uptime_ms - c.uptime_ms, 0) * interval '1 millisecond';
     -- The first one ever has nothing to compare with.
-    v_trusted := coalesce(greatest(v_trusted, c.trusted_at + v_elapsed), v_now);
+    v_before := v_trusted;
+    v_trusted := coalesce(greatest(v_trusted, c.trusted_at + greatest(uptime_ms - c.uptime_ms, 0) * interval '1 millisecond'), v_now);
+    v_step := coalesce(v_trusted - v_before, interval '0');
+    v_forgiven := greatest(coalesce(v_forgiven, interval '0') - v_step / 24, interval '0');
     v_ahead := v_now - v_trusted;
-    v_held := v_ahead > interval '1 day';
-    -- Restarts and drift are made up for slowly: a clock that is set ahead by less, again and again, is found out too.
-    IF NOT v_held AND v_ahead > interval '0' THEN
-        v_trusted := v_trusted + least(v_ahead, coalesce(v_elapsed, interval '0') / 24);
+    IF v_ahead < interval '0' THEN
+        -- Set back: the others' clocks go back with it.
+        UPDATE clocks x SET trusted_at = x.trusted_at + v_ahead WHERE x.org_id = nobody() AND x.boot_id <> boot;
+        v_trusted := v_now;
+    ELSIF c.boot_id IS NULL AND v_alone AND v_ahead + v_forgiven <= interval '1 day' THEN
+        -- A node was started, and none was there: so long they were away.  A clock that is set ahead at each start, again and
+        -- again, is found out: a day is forgiven, and an hour more in each day.
+        v_trusted := v_now;
+        v_forgiven := v_forgiven + v_ahead;
+    ELSIF v_ahead <= interval '1 day' THEN
+        v_trusted := v_trusted + least(v_ahead, v_step / 24);
     END IF;
+    v_held := v_now - v_trusted > interval '1 day';
     UPDATE clocks x SET held = v_held WHERE x.org_id = nobody() AND x.held <> v_held;
-    INSERT INTO clocks AS x (org_id, boot_id, uptime_ms, trusted_at, seen_at, held) VALUES (nobody(), boot, uptime_ms, v_trusted, v_now, v_held)
+    INSERT INTO clocks AS x (org_id, boot_id, uptime_ms, trusted_at, seen_at, held, forgiven)
+    VALUES (nobody(), boot, uptime_ms, v_trusted, v_now, v_held, v_forgiven)
         ON CONFLICT (org_id, boot_id) DO UPDATE SET uptime_ms = excluded.uptime_ms, trusted_at = excluded.trusted_at, seen_at = excluded.seen_at,
             held = excluded.held;
+    UPDATE clocks x SET forgiven = v_forgiven WHERE x.org_id = nobody() AND x.forgiven <> v_forgiven;
     DELETE FROM clocks x WHERE x.org_id = nobody() AND x.boot_id <> boot AND x.trusted_at < v_trusted - interval '30 days';
     IF v_held <> coalesce(v_was, false) THEN
         PERFORM record_admin(nobody(), gen_random_uuid(), 'keeper', CASE WHEN v_held THEN 'clock.ahead' ELSE 'clock.back' END, 0,
@@ -326,6 +342,12 @@ BEGIN
     WHEN 'key' THEN
         SELECT hold_of(k.org_id, k.resource_id, k.bound_at, p_now) INTO v_matter FROM content_keys k
          WHERE k.org_id = p_org AND k.key_id = p_target AND k.resource_id IS NOT NULL;
+        IF v_matter IS NULL THEN    -- nor the key that the message of a held recording is encrypted to
+            SELECT hold_of(m.org_id, m.resource_id, m.created_at, p_now) INTO v_matter FROM content_keys k
+              JOIN recordings m ON m.org_id = k.org_id AND m.resource_id = k.resource_id AND m.blob IS NOT NULL
+             WHERE k.org_id = p_org AND k.key_id = p_target AND k.blob IS NOT NULL AND recording_key(m) = k.key_id
+               AND hold_of(m.org_id, m.resource_id, m.created_at, p_now) IS NOT NULL LIMIT 1;
+        END IF;
     WHEN 'recording' THEN
         SELECT hold_of(m.org_id, m.resource_id, m.created_at, p_now) INTO v_matter FROM recordings m
          WHERE m.org_id = p_org AND m.recording_id = p_target;
@@ -542,6 +564,8 @@ BEGIN
     IF NOT pg_try_advisory_xact_lock(hashtextextended('kms.sweep', 0)) THEN
         RETURN jsonb_build_object('channels', 0, 'unbound_keys', 0, 'resources', 0, 'keys', 0, 'recordings', 0, 'proofs', 0);
     END IF;
+    -- A matter is open, and a longer retention in force, when what was judged before is destroyed: nothing of it goes afterwards.
+    PERFORM policy_share();
 
     -- What is due is a CTE each time: a subquery with LIMIT and FOR UPDATE may be run again and again by a join, and then takes
     -- more than a batch.
@@ -771,23 +795,34 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION destroy_organisation IS 'The next step of an organisation''s end; the caller holds policy_lock() for the first';
 
+-- What a matter holds is asked about once a minute, and at once when that matter has ended.
+CREATE FUNCTION destruction_may(d destructions, p_now timestamptz) RETURNS boolean LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    RETURN d.held_by IS NULL OR NOT coalesce(d.looked_at BETWEEN clock_timestamp() - interval '1 minute' AND clock_timestamp(), false)
+        OR NOT EXISTS (SELECT FROM matters m WHERE m.org_id = d.org_id AND m.matter_id = d.held_by AND matter_holds(m, p_now));
+END $$;
+COMMENT ON FUNCTION destruction_may IS 'Is it time to look at this command again?';
+
 CREATE FUNCTION destructions_do(batch integer) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp AS $$
 DECLARE
     v_now timestamptz(3) := destruction_time();
     v_done integer := 0;
     v_more boolean := false;
+    v_alone boolean;
     v_matter uuid;
     v_certificate uuid;
     d destructions;
     x record;
 BEGIN
-    IF NOT EXISTS (SELECT FROM destructions y WHERE y.state = 'waiting' AND y.due_at <= v_now) THEN
-        RETURN '{"done":0,"more":false}';
+    v_alone := EXISTS (SELECT FROM destructions y WHERE y.state = 'waiting' AND y.due_at <= v_now AND y.begun_at IS NULL AND destruction_may(y, v_now));
+    IF v_alone THEN
+        -- Whoever releases now has ended before it is destroyed.
+        PERFORM policy_lock();
+        v_more := EXISTS (SELECT FROM destructions y WHERE y.state = 'waiting' AND y.begun_at IS NOT NULL AND y.cursor_id IS NOT NULL);
     END IF;
-    -- Whoever releases now has ended before it is destroyed.
-    PERFORM policy_lock();
-    FOR d IN SELECT y.* FROM destructions y WHERE y.state = 'waiting' AND y.due_at <= v_now
+    -- The rows of an organisation that is gone need not be cleared alone.
+    FOR d IN SELECT y.* FROM destructions y WHERE y.state = 'waiting' AND y.due_at <= v_now AND (y.begun_at IS NULL) = v_alone AND destruction_may(y, v_now)
               ORDER BY coalesce(y.looked_at, y.due_at) LIMIT 16 FOR UPDATE SKIP LOCKED
     LOOP
         v_matter := CASE WHEN d.begun_at IS NULL THEN target_held(d.org_id, d.kind, d.target, v_now) END;
@@ -818,19 +853,35 @@ COMMENT ON FUNCTION destructions_do IS 'Carries out commands whose waiting perio
 -- ---------------------------------------------------------------------------------------------------- the keeper's work
 
 
+-- Its place is not taken again at once: somebody may have the one that was there in hand, and would store under the new one's number.
+CREATE FUNCTION month_left_lately(p_org uuid, p_generation integer) RETURNS boolean LANGUAGE sql VOLATILE
+RETURN EXISTS (SELECT FROM wrapping_keys w WHERE w.org_id = p_org AND w.generation = p_generation AND w.destroyed_at > clock_timestamp() - interval '1 day');
+COMMENT ON FUNCTION month_left_lately IS 'Was this wrapping key of a month removed within a day?';
+
 CREATE FUNCTION month_ask(p_org uuid, p_month date) RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE
     p period_keys;
 BEGIN
+    IF month_left_lately(p_org, month_generation(p_month)) THEN
+        RETURN NULL;
+    END IF;
     INSERT INTO period_keys (org_id, month, key_id, created_at) VALUES (nobody(), p_month, gen_random_uuid(), clock_timestamp()) ON CONFLICT DO NOTHING;
     SELECT x.* INTO STRICT p FROM period_keys x WHERE x.org_id = nobody() AND x.month = p_month;
     RETURN CASE WHEN p.ended_at IS NULL THEN jsonb_build_object('org', p_org, 'month', to_char(p_month, 'YYYY-MM'), 'generation', month_generation(p_month),
         'period', p.key_id, 'made', p.kcv IS NOT NULL) END;
 END $$;
-COMMENT ON FUNCTION month_ask IS 'What a keeper needs to make a month''s wrapping key; the period key''s id is written down';
+COMMENT ON FUNCTION month_ask IS 'What a keeper needs to make a month''s wrapping key; the period key''s id is written down; NULL: there is to be none';
 
--- What is still under a wrapping key of a month has to move.  NULL: nothing is.
-CREATE FUNCTION month_clear(p_generation integer, p_org uuid, p_limit integer) RETURNS boolean LANGUAGE plpgsql AS $$
+CREATE FUNCTION month_holds(p_generation integer, p_org uuid) RETURNS boolean LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    RETURN EXISTS (SELECT FROM content_keys k WHERE k.generation = p_generation AND k.generation >= 1000000000 AND k.blob IS NOT NULL
+                      AND (p_org IS NULL OR k.org_id = p_org))
+        OR EXISTS (SELECT FROM recordings m WHERE m.generation = p_generation AND m.generation >= 1000000000 AND m.blob IS NOT NULL
+                      AND (p_org IS NULL OR m.org_id = p_org));
+END $$;
+COMMENT ON FUNCTION month_holds IS 'Is anything under a month''s wrapping keys (of one organisation, or NULL of all)?';
+
+CREATE FUNCTION month_clear(p_generation integer, p_org uuid, p_limit integer) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO reseals (org_id, object_id, kind, next_at)
     SELECT x.* FROM (
@@ -840,14 +891,27 @@ BEGIN
         (SELECT m.org_id, m.recording_id, 'recording', clock_timestamp() FROM recordings m
           WHERE m.generation = p_generation AND m.generation >= 1000000000 AND m.blob IS NOT NULL AND (p_org IS NULL OR m.org_id = p_org) LIMIT p_limit)) x
         ON CONFLICT DO NOTHING;
-    -- Their rows first: whoever moves a key there has ended then.
-    PERFORM FROM wrapping_keys w WHERE w.generation = p_generation AND (p_org IS NULL OR w.org_id = p_org) ORDER BY w.org_id FOR UPDATE;
-    RETURN EXISTS (SELECT FROM content_keys k WHERE k.generation = p_generation AND k.generation >= 1000000000 AND k.blob IS NOT NULL
-                      AND (p_org IS NULL OR k.org_id = p_org))
-        OR EXISTS (SELECT FROM recordings m WHERE m.generation = p_generation AND m.generation >= 1000000000 AND m.blob IS NOT NULL
-                      AND (p_org IS NULL OR m.org_id = p_org));
 END $$;
-COMMENT ON FUNCTION month_clear IS 'Has what is under a month''s wrapping keys moved (of one organisation, or NULL of all); is anything left?';
+COMMENT ON FUNCTION month_clear IS 'Has what is under a month''s wrapping keys moved (of one organisation, or NULL of all)';
+
+CREATE FUNCTION month_end(p_generation integer, p_org uuid) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    IF month_holds(p_generation, p_org) THEN
+        RETURN false;
+    END IF;
+    -- Whoever was told that it takes new keys (generation_current), or moves one there, has ended then; and it is looked at again.
+    PERFORM policy_lock();
+    IF month_holds(p_generation, p_org) THEN
+        RETURN false;
+    END IF;
+    IF p_org IS NULL THEN       -- nor is another one being added (month_key_add)
+        PERFORM FROM period_keys p WHERE p.org_id = nobody() AND month_generation(p.month) = p_generation FOR UPDATE;
+    END IF;
+    UPDATE wrapping_keys w SET wrapped = NULL, destroyed_at = clock_timestamp()
+     WHERE w.generation = p_generation AND w.month IS NOT NULL AND w.destroyed_at IS NULL AND (p_org IS NULL OR w.org_id = p_org);
+    RETURN true;
+END $$;
+COMMENT ON FUNCTION month_end IS 'Removes a month''s wrapping keys (of one organisation, or NULL of all) when nothing is under them, and then holds policy_lock()';
 
 CREATE FUNCTION destroy_work(node uuid, ahead boolean, lim integer) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp
@@ -860,13 +924,13 @@ DECLARE
     v_moves jsonb := '[]';
     v_wanted jsonb := '{}';     -- organisation and month -> what month_ask() says
     v_ask jsonb;
+    v_left jsonb := '[]';       -- months that cannot end yet
     v_month date;
     v_generation integer;
     q record;
     o organisations;
     w wrapping_keys;
     t wrapping_keys;
-    p period_keys;
 BEGIN
     -- For every node: what it is to do away with.  A node that starts does it all again, which costs little.
     v_result := jsonb_build_object(
@@ -880,25 +944,28 @@ BEGIN
         RETURN v_result || '{"lead":false}';
     END IF;
 
-    -- Months that are over.
-    FOR p IN SELECT x.* FROM period_keys x
-              WHERE x.org_id = nobody() AND x.ended_at IS NULL AND x.month + interval '1 month' + interval '1 hour' < v_now AT TIME ZONE 'UTC' ORDER BY x.month
-    LOOP
-        IF NOT month_clear(month_generation(p.month), NULL, 1000) THEN
-            UPDATE wrapping_keys x SET wrapped = NULL, destroyed_at = v_at WHERE x.month = p.month AND x.destroyed_at IS NULL;
-            UPDATE period_keys x SET ended_at = v_at WHERE x.org_id = nobody() AND x.month = p.month;
-            PERFORM record_admin(nobody(), gen_random_uuid(), 'keeper', 'period.end', 0, jsonb_build_object('month', to_char(p.month, 'YYYY-MM'), 'key', p.key_id));
+    IF NOT ahead THEN
+        -- Months that are over, and those of an organisation that has got a main key of its own: it has everything under that.
+        FOR q IN (SELECT x.month, month_generation(x.month) AS generation, NULL::uuid AS org, x.key_id FROM period_keys x
+                   WHERE x.org_id = nobody() AND x.ended_at IS NULL AND x.month + interval '1 month' + interval '1 hour' < v_now AT TIME ZONE 'UTC')
+                 UNION ALL
+                 (SELECT x.month, x.generation, x.org_id, NULL FROM organisations y JOIN wrapping_keys x ON x.org_id = y.org_id
+                   WHERE y.main_key_id IS NOT NULL AND y.locked = 0 AND x.month IS NOT NULL AND x.destroyed_at IS NULL LIMIT 16)
+        LOOP
+            IF NOT month_end(q.generation, q.org) THEN
+                v_left := v_left || jsonb_build_array(jsonb_build_object('generation', q.generation, 'org', q.org));
+                CONTINUE;
+            ELSIF q.org IS NULL THEN
+                UPDATE period_keys x SET ended_at = v_at WHERE x.org_id = nobody() AND x.month = q.month;
+                PERFORM record_admin(nobody(), gen_random_uuid(), 'keeper', 'period.end', 0, jsonb_build_object('month', to_char(q.month, 'YYYY-MM'), 'key', q.key_id));
+            END IF;
             v_result := v_result || '{"again":true}';
+        END LOOP;
+        IF v_result ? 'again' THEN
+            RETURN v_result || '{"lead":true}';     -- everybody waits for our end
         END IF;
-    END LOOP;
-    -- An organisation that has got a main key of its own has everything under that.
-    FOR w IN SELECT x.* FROM organisations y JOIN wrapping_keys x ON x.org_id = y.org_id
-              WHERE y.main_key_id IS NOT NULL AND y.locked = 0 AND x.month IS NOT NULL AND x.destroyed_at IS NULL LIMIT 16
-    LOOP
-        IF NOT month_clear(w.generation, w.org_id, 1000) THEN
-            UPDATE wrapping_keys x SET wrapped = NULL, destroyed_at = v_at WHERE x.org_id = w.org_id AND x.generation = w.generation;
-        END IF;
-    END LOOP;
+        PERFORM month_clear((x ->> 'generation')::integer, (x ->> 'org')::uuid, 1000) FROM jsonb_array_elements(v_left) x;
+    END IF;
 
     FOR q IN SELECT r.org_id, r.object_id, r.kind FROM reseals r WHERE r.next_at <= v_at ORDER BY r.next_at, r.org_id, r.object_id LIMIT lim LOOP
         SELECT x.* INTO o FROM organisations x WHERE x.org_id = q.org_id;
@@ -914,17 +981,18 @@ BEGIN
             CONTINUE;
         END IF;
         SELECT x.* INTO w FROM wrapping_keys x WHERE x.org_id = q.org_id AND x.generation = v_generation AND x.destroyed_at IS NULL;
+        v_ask := NULL;
         IF NOT FOUND AND v_month IS NOT NULL THEN
             v_ask := month_ask(q.org_id, v_month);
             v_wanted := v_wanted || CASE WHEN v_ask IS NULL THEN '{}' ELSE jsonb_build_object(q.org_id || to_char(v_month, ' YYYY-MM'), v_ask) END;
         END IF;
-        UPDATE reseals r SET next_at = v_at + CASE WHEN o.locked <> 0 THEN interval '10 minutes' WHEN w.generation IS NULL THEN interval '3 seconds'
+        UPDATE reseals r SET next_at = v_at + CASE WHEN o.locked <> 0 OR w.generation IS NULL AND v_ask IS NULL THEN interval '10 minutes' WHEN w.generation IS NULL THEN interval '3 seconds'
             ELSE interval '1 minute' END WHERE r.org_id = q.org_id AND r.object_id = q.object_id;
         CONTINUE WHEN w.generation IS NULL OR o.locked <> 0;
-        v_moves := v_moves || (SELECT jsonb_build_array(jsonb_build_object('org', q.org_id, 'object', q.object_id, 'kind', q.kind,
+        v_moves := v_moves || coalesce((SELECT jsonb_build_array(jsonb_build_object('org', q.org_id, 'object', q.object_id, 'kind', q.kind,
                 'blob', encode(t.wrapped, 'hex'), 'generation', x.generation, 'root', x.root_id, 'wrapped', encode(x.wrapped, 'hex'),
                 'to_generation', w.generation, 'to_root', w.root_id, 'to_wrapped', encode(w.wrapped, 'hex')))
-              FROM wrapping_keys x WHERE x.org_id = q.org_id AND x.generation = t.generation AND x.destroyed_at IS NULL);
+              FROM wrapping_keys x WHERE x.org_id = q.org_id AND x.generation = t.generation AND x.destroyed_at IS NULL), '[]');
     END LOOP;
 
     IF ahead THEN
@@ -987,7 +1055,7 @@ BEGIN
     INSERT INTO wrapping_keys AS w (org_id, generation, root_id, wrapped, kcv, created_at, month)
     VALUES (org, month_generation(v_month), period, wrapped, kcv, clock_timestamp(), v_month)
         ON CONFLICT (org_id, generation) DO UPDATE SET root_id = excluded.root_id, wrapped = excluded.wrapped, kcv = excluded.kcv, wraps = 0,
-            created_at = excluded.created_at, destroyed_at = NULL WHERE w.destroyed_at IS NOT NULL;
+            created_at = excluded.created_at, destroyed_at = NULL WHERE w.destroyed_at IS NOT NULL AND NOT month_left_lately(org, w.generation);
     IF NOT FOUND THEN
         RETURN 409002;
     END IF;
@@ -1007,21 +1075,30 @@ DECLARE
 BEGIN
     PERFORM check_lengths(cardinality(orgs), cardinality(objects), cardinality(kinds), cardinality(befores), cardinality(generations),
         cardinality(to_generations), cardinality(afters));
+    -- No generation is left (reseal_begin) or removed (month_end) between our look at it and our end.
+    PERFORM policy_share();
+    PERFORM FROM wrapping_keys w
+      WHERE (w.org_id, w.generation) IN (SELECT x.org, x.generation FROM unnest(orgs, to_generations) AS x(org, generation))
+      ORDER BY w.org_id, w.generation FOR NO KEY UPDATE;
     FOR i IN SELECT x.* FROM unnest(orgs, objects, kinds, befores, generations, to_generations, afters) AS x(org, object, kind, before, generation, to_generation, after)
               ORDER BY x.kind, x.org, x.object
     LOOP
-        -- The key that it is under now stays until we have ended.
-        PERFORM FROM wrapping_keys w WHERE w.org_id = i.org AND w.generation = i.to_generation AND w.destroyed_at IS NULL FOR NO KEY UPDATE;
-        CONTINUE WHEN NOT FOUND;
+        CONTINUE WHEN NOT EXISTS (SELECT FROM wrapping_keys w JOIN organisations o ON o.org_id = w.org_id
+                                   WHERE w.org_id = i.org AND w.generation = i.to_generation AND w.destroyed_at IS NULL
+                                     AND (w.month IS NOT NULL OR w.generation = o.generation));
+        -- Whoever has its row locked goes on with it: it comes again, and so does what has another generation meanwhile.
         IF i.kind = 'key' THEN
+            PERFORM FROM content_keys k WHERE k.org_id = i.org AND k.key_id = i.object FOR NO KEY UPDATE SKIP LOCKED;
+            CONTINUE WHEN NOT FOUND;
             UPDATE content_keys k SET generation = i.to_generation, blob = i.after
              WHERE k.org_id = i.org AND k.key_id = i.object AND k.generation = i.generation AND k.blob = i.before;
         ELSE
+            PERFORM FROM recordings m WHERE m.org_id = i.org AND m.recording_id = i.object FOR NO KEY UPDATE SKIP LOCKED;
+            CONTINUE WHEN NOT FOUND;
             UPDATE recordings m SET generation = i.to_generation, blob = i.after
              WHERE m.org_id = i.org AND m.recording_id = i.object AND m.generation = i.generation AND m.blob = i.before;
         END IF;
         GET DIAGNOSTICS v_rows = ROW_COUNT;
-        -- Another generation meanwhile: it comes again.
         IF v_rows > 0 THEN
             DELETE FROM reseals r WHERE r.org_id = i.org AND r.object_id = i.object;
             UPDATE wrapping_keys w SET wraps = w.wraps + 1 WHERE w.org_id = i.org AND w.generation = i.to_generation;
@@ -1091,8 +1168,12 @@ DECLARE
     v_matters matters[];
     r record;
 BEGIN
-    FOR r IN SELECT x.org_id, x.resource_id, x.expires_at FROM resources x JOIN organisations o ON o.org_id = x.org_id AND o.state <> 'destroyed'
-              WHERE x.destroyed_at IS NULL AND x.expires_at <= p_until AND (p_org IS NULL OR x.org_id = p_org)
+    -- Those that a matter has kept already apart: so both have an index.
+    FOR r IN SELECT x.org_id, x.resource_id, x.expires_at FROM (
+                 SELECT y.* FROM resources y WHERE y.destroyed_at IS NULL AND y.expires_at IS NOT NULL AND y.expires_at <= p_until AND y.held_by IS NULL
+                 UNION ALL SELECT y.* FROM resources y WHERE y.held_by IS NOT NULL AND y.destroyed_at IS NULL AND y.expires_at <= p_until) x
+               JOIN organisations o ON o.org_id = x.org_id AND o.state <> 'destroyed'
+              WHERE p_org IS NULL OR x.org_id = p_org
     LOOP
         v_matters := holds_on(r.org_id, r.resource_id, v_now);
         SELECT r.org_id, 'ttl', 'resource', r.resource_id, r.expires_at, NULL, k.n, m.n, k.held, m.held, coalesce(k.matter, m.matter)
@@ -1106,10 +1187,12 @@ BEGIN
     RETURN QUERY
         SELECT x.org_id, 'retention', 'recording', x.recording_id, x.expires_at::timestamptz, x.type, 0::bigint, 1::bigint, 0::bigint,
                (h.matter IS NOT NULL)::integer::bigint, h.matter
-          FROM kms.recordings x JOIN organisations o ON o.org_id = x.org_id AND o.state <> 'destroyed'
+          FROM (SELECT y.* FROM kms.recordings y WHERE y.destroyed_at IS NULL AND y.expires_at IS NOT NULL AND y.expires_at <= p_until AND y.held_by IS NULL
+                UNION ALL SELECT y.* FROM kms.recordings y WHERE y.held_by IS NOT NULL AND y.destroyed_at IS NULL AND y.expires_at <= p_until) x
+          JOIN organisations o ON o.org_id = x.org_id AND o.state <> 'destroyed'
           JOIN resources c ON c.org_id = x.org_id AND c.resource_id = x.resource_id AND (c.expires_at IS NULL OR c.expires_at > p_until)
          CROSS JOIN LATERAL (SELECT hold_of(x.org_id, x.resource_id, x.created_at, v_now) AS matter OFFSET 0) h
-         WHERE x.destroyed_at IS NULL AND x.expires_at <= p_until AND (p_org IS NULL OR x.org_id = p_org);
+         WHERE p_org IS NULL OR x.org_id = p_org;
     RETURN QUERY
         SELECT d.org_id, 'command', d.kind, d.target, d.due_at::timestamptz, NULL::text,
                CASE d.kind WHEN 'key' THEN 1 WHEN 'resource' THEN (SELECT count(*) FROM content_keys k WHERE k.org_id = d.org_id AND k.resource_id = d.target AND k.blob IS NOT NULL)
@@ -1121,25 +1204,39 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION preview_items IS 'What is due by then, and what of it a matter holds';
 
-CREATE FUNCTION preview_figures(p_org uuid, p_until timestamptz) RETURNS jsonb LANGUAGE sql STABLE
-RETURN (SELECT jsonb_build_object(
+CREATE FUNCTION preview_by_org(p_org uuid, p_until timestamptz) RETURNS TABLE (org uuid, figures jsonb) LANGUAGE sql STABLE AS $$
+    SELECT i.org, jsonb_build_object(
            'resources', count(*) FILTER (WHERE i.kind = 'resource' AND i.matter IS NULL),
            'keys', coalesce(sum(CASE WHEN i.why = 'command' AND i.matter IS NOT NULL THEN 0 ELSE i.keys - i.held_keys END), 0),
            'recordings', coalesce(sum(CASE WHEN i.why = 'command' AND i.matter IS NOT NULL THEN 0 ELSE i.recordings - i.held_recordings END), 0),
            'commands', count(*) FILTER (WHERE i.why = 'command' AND i.matter IS NULL),
-           'held', count(*) FILTER (WHERE i.matter IS NOT NULL)) FROM preview_items(p_org, p_until) i);
+           'held', count(*) FILTER (WHERE i.matter IS NOT NULL))
+      FROM preview_items(p_org, p_until) i GROUP BY GROUPING SETS ((i.org), ())
+$$;
+COMMENT ON FUNCTION preview_by_org IS 'How much is due by then, and how much of it stays, of each organisation that has anything; NULL: of all together';
+
+CREATE FUNCTION preview_figures(p_org uuid, p_until timestamptz) RETURNS jsonb LANGUAGE sql STABLE
+RETURN (SELECT b.figures FROM preview_by_org(p_org, p_until) b WHERE b.org IS NULL);
 COMMENT ON FUNCTION preview_figures IS 'How much is due by then, and how much of it stays';
 
 CREATE FUNCTION tonight(p_now timestamptz) RETURNS timestamptz LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN (date_trunc('day', p_now AT TIME ZONE 'UTC') + interval '1 day') AT TIME ZONE 'UTC';
 COMMENT ON FUNCTION tonight IS 'The next midnight, UTC';
 
+CREATE FUNCTION preview_none() RETURNS jsonb LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN jsonb '{"resources":0,"keys":0,"recordings":0,"commands":0,"held":0}';
+COMMENT ON FUNCTION preview_none IS 'The figures of an organisation of which nothing is due';
+
 CREATE FUNCTION preview_keep(p_now timestamptz) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-    INSERT INTO retention_days (org_id, day, figures)
-    SELECT o.org_id, (p_now AT TIME ZONE 'UTC')::date, preview_figures(o.org_id, tonight(p_now)) FROM organisations o
-     WHERE o.state <> 'destroyed' AND NOT EXISTS (SELECT FROM retention_days d WHERE d.org_id = o.org_id AND d.day = (p_now AT TIME ZONE 'UTC')::date)
-        ON CONFLICT DO NOTHING;
+    IF EXISTS (SELECT FROM organisations o WHERE o.state <> 'destroyed'
+                  AND NOT EXISTS (SELECT FROM retention_days d WHERE d.org_id = o.org_id AND d.day = (p_now AT TIME ZONE 'UTC')::date)) THEN
+        INSERT INTO retention_days (org_id, day, figures)
+        SELECT o.org_id, (p_now AT TIME ZONE 'UTC')::date, coalesce(b.figures, preview_none())
+          FROM organisations o LEFT JOIN preview_by_org(NULL, tonight(p_now)) b ON b.org = o.org_id
+         WHERE o.state <> 'destroyed' AND NOT EXISTS (SELECT FROM retention_days d WHERE d.org_id = o.org_id AND d.day = (p_now AT TIME ZONE 'UTC')::date)
+            ON CONFLICT DO NOTHING;
+    END IF;
     DELETE FROM retention_days d WHERE d.day < (p_now AT TIME ZONE 'UTC')::date - 400;
 END $$;
 COMMENT ON FUNCTION preview_keep IS 'Keeps the day''s first figures of each organisation';
@@ -1162,17 +1259,18 @@ BEGIN
     PERFORM preview_keep(v_now);
     RETURN jsonb_build_object('now', ms(v_now), 'until', ms(v_until), 'clock', clock_show(),
         'organisations', (SELECT coalesce(jsonb_agg(x.j ORDER BY x.name), '[]') FROM (
-            SELECT o.name, jsonb_build_object('org_name', o.name, 'figures', preview_figures(o.org_id, v_until),
+            SELECT o.name, jsonb_build_object('org_name', o.name, 'figures', coalesce(b.figures, preview_none()),
                        'yesterday', (SELECT d.figures FROM retention_days d WHERE d.org_id = o.org_id AND d.day = v_today - 1),
                        'today', (SELECT d.figures FROM retention_days d WHERE d.org_id = o.org_id AND d.day = v_today),
                        'destroyed', (SELECT count(*) FROM certificates c WHERE c.org_id = o.org_id AND c.created_at > v_now - interval '1 day'),
                        'held', (SELECT coalesce(jsonb_agg(jsonb_build_object('matter', h.matter, 'name', m.name, 'resources', h.resources, 'keys', h.keys, 'recordings', h.recordings) ORDER BY h.matter), '[]')
                                   FROM (SELECT i.matter, count(*) FILTER (WHERE i.kind = 'resource') AS resources, sum(i.held_keys) AS keys, sum(i.held_recordings) AS recordings
-                                          FROM preview_items(o.org_id, v_until) i WHERE i.matter IS NOT NULL GROUP BY i.matter) h
+                                          FROM preview_items(o.org_id, v_until) i WHERE b.figures -> 'held' <> '0' AND i.matter IS NOT NULL GROUP BY i.matter) h
                                   JOIN matters m ON m.org_id = o.org_id AND m.matter_id = h.matter)) AS j
-              FROM organisations o WHERE o.state <> 'destroyed' AND (v_org IS NULL OR o.org_id = v_org)) x
-            WHERE v_org IS NOT NULL OR x.j -> 'figures' <> '{"resources":0,"keys":0,"recordings":0,"commands":0,"held":0}'
-               OR jsonb_typeof(x.j -> 'yesterday') = 'object' AND x.j -> 'yesterday' <> '{"resources":0,"keys":0,"recordings":0,"commands":0,"held":0}'
+              FROM organisations o LEFT JOIN preview_by_org(v_org, v_until) b ON b.org = o.org_id
+             WHERE o.state <> 'destroyed' AND (v_org IS NULL OR o.org_id = v_org)) x
+            WHERE v_org IS NOT NULL OR x.j -> 'figures' <> preview_none()
+               OR jsonb_typeof(x.j -> 'yesterday') = 'object' AND x.j -> 'yesterday' <> preview_none()
                OR x.j -> 'destroyed' <> '0'),
         'items', (SELECT coalesce(jsonb_agg(y.j), '[]') FROM (
             SELECT jsonb_strip_nulls(jsonb_build_object('org_name', o.name, 'why', i.why, 'kind', i.kind, 'id', i.id, 'due', ms(i.due), 'type', i.type,
@@ -1242,7 +1340,7 @@ BEGIN
     c.verdict := 404001;
     CASE p_action
     WHEN 'clock.confirm' THEN
-        c.verdict := CASE WHEN EXISTS (SELECT FROM clocks x WHERE x.org_id = nobody() AND x.held) THEN 0 ELSE 409002 END;
+        c.verdict := CASE WHEN destruction_time() < wall() - interval '1 minute' THEN 0 ELSE 409002 END;
         c.why := CASE c.verdict WHEN 0 THEN NULL ELSE 'the clock is not in question: nothing waits for it' END;
         RETURN c;
     WHEN 'destruction.undo' THEN

@@ -2,7 +2,7 @@
 BEGIN;
 \ir fixture.psql
 \ir officers.psql
-SELECT plan(150);
+SELECT plan(180);
 
 SET search_path = public, kms;
 -- The sweeper will be long past these.
@@ -248,6 +248,23 @@ SELECT pg_temp.keep() AS x \gset
 SELECT is((SELECT generation FROM kms.content_keys WHERE key_id = pg_temp.id('e1')), 1, 'what was under a month is moved');
 SELECT is((SELECT count(*) FROM kms.wrapping_keys WHERE org_id = pg_temp.id('umbrella') AND month IS NOT NULL AND wrapped IS NOT NULL), 0::bigint, 'and the month''s key is removed');
 UPDATE kms.organisations SET main_key_id = NULL WHERE org_id = pg_temp.id('umbrella');
+-- Back under the root: another key with that month's number, while somebody may have the one that was removed in hand?
+SELECT kms.reseal_ask(pg_temp.id('umbrella'), pg_temp.id('e1'), 'key', 1, now() + interval '40 days') IS NULL AS x \gset
+SELECT is(pg_temp.keep(true), 0, 'what was removed does not come back at once');
+SELECT month_generation(month) AS month FROM kms.wrapping_keys WHERE org_id = pg_temp.id('umbrella') AND month = kms.month_first(now() + interval '40 days') \gset
+SELECT is(kms.month_key_add(pg_temp.id('umbrella'), p.key_id, pg_temp.bytes(40, '78'), pg_temp.bytes(8, '78')), 409002, 'nor by a keeper that was slow')
+  FROM kms.period_keys p WHERE kms.month_generation(p.month) = :month;
+SELECT is((SELECT wrapped FROM kms.wrapping_keys WHERE org_id = pg_temp.id('umbrella') AND generation = :month), NULL, 'it is not there');
+UPDATE kms.wrapping_keys SET destroyed_at = destroyed_at - interval '25 hours' WHERE org_id = pg_temp.id('umbrella') AND generation = :month;
+UPDATE kms.reseals SET next_at = clock_timestamp() - interval '1 second';
+SELECT is(pg_temp.keep(), 1, 'a day later it does');
+-- Back to an ordinary generation, which is not the current one any more when it arrives.
+UPDATE kms.organisations SET generation = 2 WHERE org_id = pg_temp.id('umbrella');
+SELECT is(kms.reseal_done(ARRAY[pg_temp.id('umbrella')], ARRAY[pg_temp.id('e1')], '{key}', ARRAY[k.blob], ARRAY[k.generation], '{1}', ARRAY[pg_temp.bytes(61)]), 0, 'nothing is moved to a generation that was left')
+  FROM kms.content_keys k WHERE k.key_id = pg_temp.id('e1');
+UPDATE kms.organisations SET generation = 1 WHERE org_id = pg_temp.id('umbrella');
+SELECT is(kms.reseal_done(ARRAY[pg_temp.id('umbrella')], ARRAY[pg_temp.id('e1')], '{key}', ARRAY[k.blob], ARRAY[k.generation], '{1}', ARRAY[pg_temp.bytes(61)]), 1, 'to the current one it is')
+  FROM kms.content_keys k WHERE k.key_id = pg_temp.id('e1');
 
 -- ------------------------------------------------------------------------------------------------ recordings and their retention
 SELECT is(pg_temp.keys('alice', '{r1}'), 0);
@@ -270,6 +287,18 @@ SELECT pg_temp.days(8);
 SELECT is(kms.destructions_do(100) ->> 'done', '1', 'is done');
 SELECT is((SELECT blob IS NULL FROM kms.recordings WHERE recording_id = pg_temp.id('rec3')), true, 'gone');
 SELECT pg_temp.days(0);
+-- A key that was bound before a matter's time, and that the message of a held recording is encrypted to.
+INSERT INTO kms.recordings (org_id, recording_id, resource_id, type, key_id, generation, blob, iv, aad, creator, created_at)
+VALUES (pg_temp.id('acme'), pg_temp.id('rec4'), pg_temp.id('call'), 'transcript', pg_temp.id('r1'), 1, pg_temp.bytes(61), pg_temp.bytes(12), 'x', 'alice', now());
+SET LOCAL session_replication_role = replica;
+UPDATE kms.content_keys SET bound_at = now() - interval '5 days' WHERE key_id = pg_temp.id('r1');
+SET LOCAL session_replication_role = origin;
+SELECT (pg_temp.agree('matter.open', jsonb_build_object('org', 'acme', 'name', 'fourth', 'custodians', jsonb_build_array('bob'), 'from', pg_temp.now_ms() - 86400000,
+    'to', pg_temp.now_ms() + 86400000, 'kinds', jsonb_build_array('space'), 'expires', pg_temp.now_ms() + 30 * 86400000::bigint))).result ->> 'approval' AS matter \gset
+SELECT is((pg_temp.destroy('key', 'r1')).result ->> 'why', 'matter ' || :'matter' || ' holds it: it can be destroyed when that matter is closed', 'a held recording holds the key of its message');
+SELECT is((pg_temp.act('matter.close', jsonb_build_object('matter', :'matter'))).verdict, 0, 'closed');
+SELECT (pg_temp.destroy('key', 'r1')).result -> 'result' ->> 'destruction' AS one \gset
+SELECT is((pg_temp.act('destruction.undo', jsonb_build_object('destruction', :'one'::uuid))).verdict, 0, 'then it can be destroyed');
 
 -- ------------------------------------------------------------------------------------------------ the clock
 SELECT is(pg_temp.keys('alice', '{t1,t2}', unbound_ms => 86400000::bigint * 20), 0);
@@ -294,6 +323,49 @@ SELECT is((kms.clock_tick(pg_temp.id('boot'), 22000 + 31 * 86400000::bigint) ->>
 SELECT is((pg_temp.act('clock.confirm', '{}')).result ->> 'state', 'pending', 'one officer cannot say that the clock is right');
 SELECT is((SELECT (pg_temp.look(approval_id), (pg_temp.approve(approval_id)).verdict)::text ~ ',0\)$' FROM kms.approvals WHERE action = 'clock.confirm'), true, 'two can');
 SELECT is((kms.clock_tick(pg_temp.id('boot'), 23000 + 31 * 86400000::bigint) ->> 'held')::boolean, false, 'then it is');
+SELECT pg_temp.days(0);
+DELETE FROM kms.clocks;
+
+-- A jump of hours: nothing of it is believed while somebody looks on.
+CREATE FUNCTION pg_temp.tick(boot text, seconds numeric) RETURNS interval LANGUAGE sql AS $$
+    SELECT justify_hours(date_trunc('minute', make_interval(secs => ((j ->> 'now')::bigint - (j ->> 'trusted')::bigint) / 1000.0 + 30)))
+      FROM kms.clock_tick(pg_temp.id(boot), (seconds * 1000)::bigint) j $$;
+SELECT is(pg_temp.keys('alice', '{t3,t4,t5}'), 0);
+SELECT is(pg_temp.resource('alice', 'hours', keys => '{t3}', ttl_ms => 4 * 3600000), 0);
+SELECT is(pg_temp.tick('boot', 1000), '0');
+SELECT is(pg_temp.tick('other', 5), '0');
+SELECT pg_temp.days(5 / 24.0);
+SELECT is(pg_temp.tick('boot', 1002), '5 hours', 'five hours in two seconds');
+SELECT is(pg_temp.sweep(), '0 resources, 0 keys, 0 recordings', 'destroy nothing early');
+SELECT is((pg_temp.tick('third', 1), pg_temp.sweep())::text, '(05:00:00,"0 resources, 0 keys, 0 recordings")', 'nor when another node starts');
+SELECT is(pg_temp.tick('other', 7 + 3600 * 2), '2 hours 55 minutes', 'what goes by counts, and an hour in a day more');
+SELECT is((pg_temp.act('clock.confirm', '{}')).result ->> 'state', 'pending', 'officers may say that the clock is right');
+SELECT pg_temp.days(0);
+SELECT is(pg_temp.tick('boot', 1004), '0', 'it is set right again');
+SELECT is(pg_temp.sweep(), '0 resources, 0 keys, 0 recordings', 'nothing is destroyed by that');
+-- A clock that was wrong when something was made.
+SELECT pg_temp.days(-365);
+SELECT is(pg_temp.tick('boot', 1010), '0', 'the clock is set back');
+SELECT is(pg_temp.resource('alice', 'meanwhile', keys => '{t4}', ttl_ms => 86400000), 0);
+UPDATE kms.resources SET expires_at = kms.wall() + interval '30 days' WHERE resource_id = pg_temp.id('meanwhile');
+SELECT pg_temp.days(0);
+SELECT is((pg_temp.tick('other', 7 + 3600 * 2 + 6), pg_temp.tick('boot', 1012))::text, '("365 days","365 days")', 'and right again: a year that did not go by');
+SELECT is(pg_temp.sweep(), '0 resources, 0 keys, 0 recordings', 'what was made meanwhile is not past its time');
+UPDATE kms.resources SET expires_at = NULL WHERE resource_id = pg_temp.id('meanwhile');
+-- A keeper's clock that jumps helps nobody either.
+DELETE FROM kms.clocks;
+SELECT is(pg_temp.tick('boot', 1000), '0');
+SELECT is(pg_temp.tick('boot', 1000 + 86400 * 3650), '0', 'ten years by a node''s clock alone');
+SELECT pg_temp.days(2);
+SELECT is((pg_temp.tick('boot', 1002 + 86400 * 3650), pg_temp.sweep())::text, '("2 days","0 resources, 0 keys, 0 recordings")', 'do not make room for two days of the database''s');
+SELECT pg_temp.days(0);
+-- All nodes were down for a while.
+DELETE FROM kms.clocks;
+SELECT is(pg_temp.tick('boot', 1000), '0');
+SELECT pg_temp.days(0.5);
+SELECT is(pg_temp.tick('boot again', 10), '0', 'half a day without any node went by');
+SELECT pg_temp.days(1.5);
+SELECT is((pg_temp.tick('and again', 10))::text, '1 day', 'a day and a half in two parts: somebody must say so');
 SELECT pg_temp.days(0);
 DELETE FROM kms.clocks;
 
