@@ -70,7 +70,7 @@ migrate() { "$tool" migrate "$(pg_url "$dir" "$1" "${2:-postgres}")" 2>&1; }
 pg_start "$dir" max_connections=60 shared_buffers=256MB max_wal_size=4GB jit=on deadlock_timeout=200ms \
     session_preload_libraries=auto_explain >/dev/null || { echo "0 passed, 1 failed"; exit 1; }
 
-for suite in migrate pgtap races plans; do
+for suite in migrate pgtap races months plans; do
     before=$failed
     start=$SECONDS
     . "$here/suite_$suite.sh"
