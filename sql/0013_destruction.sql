@@ -560,12 +560,11 @@ BEGIN
     IF batch IS NULL OR batch < 1 THEN
         RAISE EXCEPTION 'batch must be positive' USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    -- One sweeper on all nodes; whoever comes second has nothing to do.
+    -- One sweeper on all nodes; whoever comes second has nothing to do.  Nor is there while it is changed what is to be destroyed
+    -- (control_do): a matter is open, and a retention longer, when all that was judged before is gone, and the rest stays.
     IF NOT pg_try_advisory_xact_lock(hashtextextended('kms.sweep', 0)) THEN
         RETURN jsonb_build_object('channels', 0, 'unbound_keys', 0, 'resources', 0, 'keys', 0, 'recordings', 0, 'proofs', 0);
     END IF;
-    -- A matter is open, and a longer retention in force, when what was judged before is destroyed: nothing of it goes afterwards.
-    PERFORM policy_share();
 
     -- What is due is a CTE each time: a subquery with LIMIT and FOR UPDATE may be run again and again by a join, and then takes
     -- more than a batch.
@@ -1525,6 +1524,8 @@ CREATE FUNCTION control_do(p_action text, p_args jsonb) RETURNS deed LANGUAGE pl
 BEGIN
     IF destroys(p_action) THEN
         RETURN control_do_destruction(p_action, p_args);
+    ELSIF p_action IN ('matter.open', 'setting.set') THEN
+        PERFORM pg_advisory_xact_lock(hashtextextended('kms.sweep', 0));    -- the sweep that runs has ended, the next one sees it
     END IF;
     RETURN control_do_other(p_action, p_args);
 END $$;
