@@ -39,7 +39,8 @@
 #include "proto/kdf.h"
 
 #define STALE_TRIES  3
-#define ENCLOSE_TURN 16 /* keys enclosed to a service's key before others have their turn */
+#define ROTATE_MAX   1000 /* keys beside a removal, as rotated_with() in sql/ has it */
+#define ENCLOSE_TURN 16   /* keys enclosed to a service's key before others have their turn */
 
 enum step { STEP_NEXT, STEP_WAIT, STEP_DONE };
 
@@ -109,7 +110,7 @@ new_keys(const struct req *rq)
     case OP_RECORDING_CREATE:
         return 1;
     case OP_AUTHORIZATION_DELETE:
-        return rq->rotates ? 1 : 0;
+        return rq->rotates;
     default:
         return 0;
     }
@@ -625,7 +626,7 @@ may_end(const struct req *rq)
     case OP_RECORDING_CREATE:
         return true;
     case OP_AUTHORIZATION_DELETE:
-        return rq->msg.has_resource; /* else it is moved later */
+        return rq->msg.has_resource && rq->rotates == 1; /* else they are moved later */
     default:
         return false;
     }
@@ -767,32 +768,46 @@ req_state_ask(struct req *rq)
     return STEP_WAIT;
 }
 
-/* The organisation got a new wrapping key since we looked: wrap anew under that. */
-static enum step
-stale(struct req *rq)
+static void
+forget_minted(struct req *rq)
 {
     unsigned i;
 
-    orgs_forget(rq->w->orgs, rq->channel != NULL ? rq->channel->owner.org_name : rq->who.org);
-    if (++rq->tries > STALE_TRIES)
-        return refuse(rq, KMS_CODE_DATABASE, NULL);
     for (i = 0; i < rq->n_minted; i++) {
         secret_free(rq->minted[i].secret);
         rq->minted[i].secret = NULL;
     }
     rq->n_minted = 0;
+}
+
+/* The organisation got a new wrapping key since we looked: wrap anew under that. */
+static enum step
+stale(struct req *rq)
+{
+    orgs_forget(rq->w->orgs, rq->channel != NULL ? rq->channel->owner.org_name : rq->who.org);
+    if (++rq->tries > STALE_TRIES)
+        return refuse(rq, KMS_CODE_DATABASE, NULL);
+    forget_minted(rq);
     secret_free(rq->new_channel_key);
     rq->new_channel_key = NULL;
     return go(rq, REQ_ORG);
 }
 
-/* The organisation wants a key made with every removal, one that who is removed never had. */
+/*
+ * The organisation wants keys made with every removal that who is removed never had: of the
+ * resource, and of what is open to it.  That may be more by the time they are made.
+ */
 static enum step
 rotate(struct req *rq)
 {
-    if (rq->rotates)
+    json_int_t n = json_integer_value(json_object_get(rq->result, "keys"));
+
+    if (n < 1 || n > ROTATE_MAX || ++rq->tries > STALE_TRIES)
         return refuse(rq, KMS_CODE_DATABASE, NULL);
-    rq->rotates = true;
+    forget_minted(rq);
+    free(rq->minted);
+    rq->minted = NULL;
+    rq->rotates = (unsigned)n;
     return go(rq, REQ_ORG);
 }
 
@@ -896,6 +911,11 @@ state_judged(struct req *rq, int verdict)
         log_error("a service's registered key cannot be used", "service", rq->release.service,
                   "request_id", rq->request_id, NULL);
         return refuse(rq, KMS_CODE_OVERLOADED, NULL);
+    }
+    if (rq->msg.op == OP_KEY_GET && rq->n_released == 0) {
+        log_error("a stored key does not open: what it is wrapped by is not there", "request_id",
+                  rq->request_id, NULL);
+        return fail_late(rq, KMS_CODE_HSM);
     }
     if (ops[rq->msg.op].unwraps && rq->n_released > 0)
         return go(rq, REQ_UNWRAP);

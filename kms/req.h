@@ -141,7 +141,7 @@ struct req {
     size_t n_released;
     struct recording *recordings; /* owned */
     size_t n_recordings;
-    bool rotates;                 /* SQL wants a key made beside a removal */
+    unsigned rotates;             /* how many keys SQL wants made beside a removal */
     unsigned char iv[JWE_IV_LEN]; /* of a new recording's file, */
     char aad[KMS_DATE_LEN + 1];   /* and what is authenticated with it: a date, as node-scr does */
     struct service_release release;

@@ -396,6 +396,18 @@ json_minted(const struct req *rq, const struct minted *m)
                      json_hex(m->blob, HSM_BLOB_LEN), "generation", (int)rq->wk.generation);
 }
 
+static json_t *
+json_all_minted(const struct req *rq, int *err)
+{
+    json_t *list = json_array();
+    unsigned i;
+
+    for (i = 0; i < rq->n_minted; i++)
+        if (json_array_append_new(list, json_minted(rq, &rq->minted[i])) != 0)
+            *err = KMS_ERR_NOMEM;
+    return list;
+}
+
 static void
 arg_resource_create(json_t *args, const struct req *rq, int *err)
 {
@@ -407,11 +419,7 @@ arg_resource_create(json_t *args, const struct req *rq, int *err)
         if (json_array_append_new(list, json_uuid(&msg->keys[i])) != 0)
             *err = KMS_ERR_NOMEM;
     arg(args, "keys", list, err);
-    list = json_array();
-    for (i = 0; i < rq->n_minted; i++)
-        if (json_array_append_new(list, json_minted(rq, &rq->minted[i])) != 0)
-            *err = KMS_ERR_NOMEM;
-    arg(args, "new_keys", list, err);
+    arg(args, "new_keys", json_all_minted(rq, err), err);
     if (msg->ttl > 0)
         arg(args, "ttl_ms", json_integer(msg->ttl * 1000), err);
     arg(args, "kind", json_string(kms_kind_name(msg->kind)), err);
@@ -466,7 +474,7 @@ put_args(struct db_params *p, const struct req *rq)
         break;
     case OP_AUTHORIZATION_DELETE:
         if (rq->n_minted > 0)
-            arg(args, "new_key", json_minted(rq, &rq->minted[0]), &err);
+            arg(args, "new_keys", json_all_minted(rq, &err), &err);
         arg(args, "bound_ms", json_integer(rq->w->cfg->bound_key * 1000), &err);
         break;
     case OP_RECORDING_CREATE:
@@ -571,6 +579,18 @@ dup_text(const PGresult *res, int row, int col)
     return s != NULL ? strdup(s) : NULL;
 }
 
+/* Goes on as if hsmd had refused to open it. */
+static void
+stored_damaged(struct req *rq, const struct uuid *key)
+{
+    char text[UUID_TEXT + 1];
+
+    uuid_format(text, key);
+    log_error("a stored key does not open: its length is wrong", "key", text, "request_id",
+              rq->request_id, NULL);
+    rq->failed = KMS_ERR_CRYPTO;
+}
+
 /* kms.released, from column 2 on.  A row without a key is a verdict alone. */
 static int
 row_released(struct req *rq, const PGresult *res, int row)
@@ -585,14 +605,17 @@ row_released(struct req *rq, const PGresult *res, int row)
     rq->released = all;
     r = &all[rq->n_released++];
     memset(r, 0, sizeof(*r));
-    if (!db_get_uuid(res, row, 2, &r->key) || !db_get_bytes(res, row, 3, r->blob, HSM_BLOB_LEN) ||
-        !db_get_int4(res, row, 4, &generation) ||
+    if (!db_get_uuid(res, row, 2, &r->key) || !db_get_int4(res, row, 4, &generation) ||
         !db_get_bytes(res, row, 5, r->wk.root, HSM_ID_LEN) ||
-        !db_get_bytes(res, row, 6, r->wk.wrapped, HSM_WRAPPED_LEN) ||
         !db_get_bytes(res, row, 7, r->wk.org, HSM_ID_LEN) ||
         !db_get_int8(res, row, 10, &r->created) || !db_get_int8(res, row, 11, &r->expires) ||
         !db_get_int8(res, row, 12, &r->bound))
         return KMS_ERR_PROTOCOL;
+    /* What is stored of one key may be damaged in its length as well as in its bits: this request
+     * is told so, and those that share the call are not. */
+    if (!db_get_bytes(res, row, 3, r->blob, HSM_BLOB_LEN) ||
+        !db_get_bytes(res, row, 6, r->wk.wrapped, HSM_WRAPPED_LEN))
+        stored_damaged(rq, &r->key);
     r->wk.generation = (uint32_t)generation;
     r->has_resource = db_get_uuid(res, row, 13, &r->resource);
     r->user_id = dup_text(res, row, 8);

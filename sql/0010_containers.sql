@@ -153,6 +153,42 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION next_bound IS 'When a key that is bound now is bound: not before those that are; p_after: after them all, so that it is the active one';
 
+-- What is open to a resource, and who is taken away there loses with it.
+CREATE INDEX authorizations_of_resources ON authorizations (org_id, grantee) WHERE kind = 'resource';
+
+-- nested_path() the other way.
+CREATE FUNCTION opened_to(p_org uuid, p_resource uuid, p_now timestamptz) RETURNS uuid[] LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    v_all uuid[] := ARRAY[p_resource];
+    v_first integer := 1;       -- of those reached last
+    v_found uuid[];
+BEGIN
+    FOR depth IN 1 .. 8 LOOP
+        SELECT array_agg(DISTINCT r.resource_id) INTO v_found
+          FROM unnest(v_all[v_first:]) AS l(node)
+          JOIN authorizations a ON a.org_id = p_org AND a.kind = 'resource' AND a.grantee = l.node::text
+          JOIN resources r
+            ON r.org_id = p_org AND r.resource_id = a.resource_id AND r.destroyed_at IS NULL AND (r.expires_at IS NULL OR r.expires_at > p_now)
+         WHERE r.resource_id <> ALL (v_all);
+        v_first := cardinality(v_all) + 1;
+        EXIT WHEN v_found IS NULL OR v_first > 10000;
+        v_all := v_all || v_found;
+    END LOOP;
+    RETURN v_all[2:];
+END $$;
+COMMENT ON FUNCTION opened_to IS 'The resources that are open to this one, directly or through others, within eight grants';
+
+-- More than a thousand would be too much for one request: those that were rotated longest ago are left as they are.
+CREATE FUNCTION rotated_with(p_org uuid, p_resource uuid, p_nested boolean, p_now timestamptz, OUT resources uuid[], OUT remaining bigint)
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    SELECT coalesce(array_agg(x.id ORDER BY x.n) FILTER (WHERE x.n <= 1000), '{}'), count(*) FILTER (WHERE x.n > 1000) INTO resources, remaining
+      FROM (SELECT i.id, row_number() OVER (ORDER BY i.id <> p_resource, last_bound(p_org, i.id) DESC, i.id) AS n
+              FROM unnest(p_resource || CASE WHEN p_nested THEN opened_to(p_org, p_resource, p_now) ELSE '{}' END) AS i(id)
+             WHERE active_key(p_org, i.id) IS NOT NULL) x;
+END $$;
+COMMENT ON FUNCTION rotated_with IS 'The resources that get a new key when somebody is taken away from this one: itself first, and what is open to it';
+
 CREATE FUNCTION minted_now(p_org uuid, p_new jsonb) RETURNS boolean LANGUAGE sql STABLE
 RETURN NOT EXISTS (SELECT FROM jsonb_array_elements(p_new) k
                     WHERE generation_current(p_org, (k ->> 'generation')::integer) IS NOT TRUE);
@@ -873,9 +909,12 @@ DECLARE
     v_ids uuid[];
     v_asked bigint;
     v_list jsonb;
-    v_new jsonb := coalesce(c.args -> 'new_key', '{}');
+    v_new jsonb := coalesce(c.args -> 'new_keys', '[]');
     v_keys uuid[];
     v_locked integer;
+    v_rotated uuid[] := '{}';
+    v_remaining bigint;
+    o outcome;
     j record;
 BEGIN
     IF c.kind <> 'user' THEN
@@ -909,18 +948,29 @@ BEGIN
             RETURN refused(404001, 'who is named is not authorised', v_resource, j.path);
         END IF;
     END IF;
-    -- A key that who is removed never had.  Without one so far there is nothing that he could have.
-    IF setting(c.org, 'rotate.removal') = 'on' AND active_key(c.org, v_resource) IS NOT NULL THEN
-        SELECT o.locked INTO v_locked FROM organisations o WHERE o.org_id = c.org;
-        IF v_locked <> 0 THEN       -- nothing can be minted
-            RETURN refused(v_locked, NULL, v_resource, j.path);
-        ELSIF v_new = '{}' THEN
-            RETURN refused(-2, NULL, v_resource);
-        ELSIF NOT minted_now(c.org, jsonb_build_array(v_new)) THEN
-            RETURN refused(-1, NULL, v_resource);
+    -- Keys that who is removed never had, here and in what he was let into by this.  Without one so far there is nothing that he
+    -- could have.  An anonymous one is let into nothing else.
+    IF setting(c.org, 'rotate.removal') = 'on' THEN
+        SELECT x.resources, x.remaining INTO v_rotated, v_remaining FROM rotated_with(c.org, v_resource, EXISTS (
+            SELECT FROM authorizations a WHERE a.org_id = c.org AND a.authorization_id = ANY (v_ids) AND a.kind <> 'anonymous'), c.at) x;
+        IF cardinality(v_rotated) > 0 THEN
+            SELECT x.locked INTO v_locked FROM organisations x WHERE x.org_id = c.org;
+            IF v_locked <> 0 THEN       -- nothing can be minted
+                RETURN refused(v_locked, NULL, v_resource, j.path);
+            ELSIF jsonb_array_length(v_new) < cardinality(v_rotated) THEN
+                o := refused(-2, NULL, v_resource);
+                o.result := jsonb_build_object('keys', cardinality(v_rotated));
+                RETURN o;
+            ELSIF NOT minted_now(c.org, v_new) THEN
+                RETURN refused(-1, NULL, v_resource);
+            END IF;
+            -- Locked already (each_item), but what was opened since.
+            PERFORM FROM resources r WHERE r.org_id = c.org AND r.resource_id = ANY (v_rotated) ORDER BY r.resource_id FOR NO KEY UPDATE;
+            FOR i IN 1 .. cardinality(v_rotated) LOOP
+                v_keys := v_keys || bind_minted(c, v_rotated[i], jsonb_build_array(v_new -> (i - 1)),
+                    next_bound(c.org, v_rotated[i], c.at, true), nullif((c.args ->> 'bound_ms')::bigint, 0));
+            END LOOP;
         END IF;
-        v_keys := bind_minted(c, v_resource, jsonb_build_array(v_new), next_bound(c.org, v_resource, c.at, true),
-            nullif((c.args ->> 'bound_ms')::bigint, 0));
     END IF;
     WITH gone AS (
         DELETE FROM authorizations a
@@ -929,7 +979,9 @@ BEGIN
     SELECT jsonb_agg(authorization_json(g::authorizations, j.expires_at) ORDER BY array_position(v_ids, g.authorization_id))
       INTO v_list FROM gone g;
     RETURN ROW(0, jsonb_build_object('resource', v_resource, 'authorizations', v_list)
-            || CASE WHEN v_keys IS NULL THEN '{}' ELSE jsonb_build_object('active', v_keys[1]) END,
+            || CASE WHEN v_keys IS NULL THEN '{}' ELSE jsonb_build_object('rotated', cardinality(v_keys)) END
+            || CASE WHEN v_rotated[1] = v_resource THEN jsonb_build_object('active', v_keys[1]) ELSE '{}' END
+            || CASE WHEN v_remaining > 0 THEN jsonb_build_object('not_rotated', v_remaining) ELSE '{}' END,
         v_resource, v_keys, j.path, NULL)::outcome;
 END $$;
 
@@ -943,6 +995,8 @@ DECLARE
     v_caller record;
     v_again boolean;
     v_matter uuid;
+    v_rotates boolean;
+    v_lock record;
     c call;
     o outcome;
 BEGIN
@@ -950,14 +1004,37 @@ BEGIN
         cardinality(clients), cardinality(args));
     PERFORM policy_share();
     IF p_changes THEN
-        -- All rows that the items contend for, in order: two calls that cross do not deadlock.
-        PERFORM FROM resources r
-          WHERE (r.org_id, r.resource_id) IN (
-                SELECT i.org, coalesce(a.resource_id, (i.args ->> 'resource')::uuid)
+        -- All rows that the items contend for, in order: two calls that cross do not deadlock.  Where a removal rotates, what is open
+        -- to the resource gets keys as well, and nothing new is opened to it meanwhile.
+        v_rotates := p_action IN ('resource.create', 'authorization.create', 'authorization.delete')
+            AND EXISTS (SELECT FROM unnest(orgs) AS i(org) WHERE setting(i.org, 'rotate.removal') = 'on');
+        FOR v_lock IN
+            SELECT x.org, x.id, bool_or(x.own) AS own FROM (
+                SELECT i.org, coalesce(a.resource_id, (i.args ->> 'resource')::uuid) AS id, true AS own
                   FROM unnest(orgs, args) AS i(org, args)
                   LEFT JOIN authorizations a
-                    ON a.org_id = i.org AND a.authorization_id = (i.args ->> 'authorization')::uuid)
-          ORDER BY r.org_id, r.resource_id FOR NO KEY UPDATE;
+                    ON a.org_id = i.org AND a.authorization_id = (i.args ->> 'authorization')::uuid
+                UNION ALL
+                SELECT i.org, y.id, true
+                  FROM unnest(orgs, args) AS i(org, args)
+                  LEFT JOIN authorizations a
+                    ON a.org_id = i.org AND a.authorization_id = (i.args ->> 'authorization')::uuid
+                 CROSS JOIN LATERAL unnest(opened_to(i.org, coalesce(a.resource_id, (i.args ->> 'resource')::uuid), v_now)) AS y(id)
+                 WHERE v_rotates AND p_action = 'authorization.delete'
+                UNION ALL
+                SELECT i.org, (g.a ->> 'grantee')::uuid, false
+                  FROM unnest(orgs, args) AS i(org, args)
+                 CROSS JOIN LATERAL jsonb_array_elements(coalesce(i.args -> 'auths', '[]')) AS g(a)
+                 WHERE v_rotates AND p_action <> 'authorization.delete' AND g.a ->> 'kind' = 'resource') x
+             WHERE x.id IS NOT NULL
+             GROUP BY x.org, x.id ORDER BY x.org, x.id
+        LOOP
+            IF v_lock.own THEN
+                PERFORM FROM resources r WHERE r.org_id = v_lock.org AND r.resource_id = v_lock.id FOR NO KEY UPDATE;
+            ELSE
+                PERFORM FROM resources r WHERE r.org_id = v_lock.org AND r.resource_id = v_lock.id FOR SHARE;
+            END IF;
+        END LOOP;
         PERFORM FROM content_keys k
           WHERE (k.org_id, k.key_id) IN (
                 SELECT i.org, x.id::uuid FROM unnest(orgs, args) AS i(org, args),
@@ -1006,6 +1083,19 @@ BEGIN
         END IF;
         -- Below zero: nothing was done, it comes again.
         IF NOT v_again AND o.verdict >= 0 THEN
+            IF p_action = 'authorization.delete' AND cardinality(o.keys) > 0 THEN
+                -- What was rotated with it has entries of its own, as every key stands in one of its resource.
+                FOR v_lock IN
+                    SELECT k.resource_id AS id, array_agg(k.key_id) AS keys
+                      FROM unnest(o.keys) AS u(id) JOIN content_keys k ON k.org_id = orgs[i] AND k.key_id = u.id
+                     WHERE k.resource_id <> o.resource GROUP BY k.resource_id ORDER BY k.resource_id
+                LOOP
+                    PERFORM record_entry(orgs[i], part_op(ops[i], v_lock.id), 'resource.keys.create', 0, v_caller.kind, v_caller.subject,
+                        NULL, clients[i], channels[i], v_lock.id, v_lock.keys, NULL, requests[i], jsonb_build_object('removal', o.resource));
+                END LOOP;
+                o.keys := ARRAY(SELECT u.id FROM unnest(o.keys) AS u(id) JOIN content_keys k ON k.org_id = orgs[i] AND k.key_id = u.id
+                                 WHERE k.resource_id = o.resource);
+            END IF;
             PERFORM record_entry(orgs[i], ops[i], p_action, o.verdict, v_caller.kind, v_caller.subject, o.behalf,
                 clients[i], channels[i], o.resource, o.keys, o.path, requests[i],
                 CASE WHEN p_changes OR o.verdict <> 0 THEN o.result END, NULL, v_matter);
@@ -1018,7 +1108,7 @@ END $$;
 COMMENT ON FUNCTION resource_create IS
     'Makes resources; args: auths, keys, anonymous, ttl_ms, bound_ms, kind, security, new_keys';
 COMMENT ON FUNCTION authorizations_delete IS
-    'Takes grants away; args: authorization, or resource and auths; new_key, bound_ms: for a resource that must be rotated';
+    'Takes grants away; args: authorization, or resource and auths; new_keys, bound_ms: for resources that must be rotated';
 
 CREATE OR REPLACE FUNCTION resource_show(id uuid, actor text) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp AS $$

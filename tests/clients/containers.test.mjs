@@ -209,36 +209,84 @@ test('where the organisation says so, a removal leaves an active key that who wa
     assert.equal((await show(later.uri, ch)).activeKeyUri, later.activeKeyUri);
 });
 
-test('who is removed while he asks, rotates and binds has no part in the key that is active afterwards', async (t) => {
-    const [x, y] = [0, 1].map(() => new User({org: env.KMS_ORG2}));
-    const owner = await Channel.open(x), others = await Promise.all(Array.from({length: 4}, () => Channel.open(y)));
-    let had = 0, late = 0;
+test('who is removed from a space has no part in the active keys of what is open to the space, either', async () => {
+    const [x, y, z] = [0, 1, 2].map(() => new User({org: env.KMS_ORG2}));
+    const [owner, gone, stays] = await Promise.all([x, y, z].map((u) => Channel.open(u)));
+    const space = await make({count: 1, userIds: [y.sub, z.sub]}, owner);
+    const call = await make({kind: 'meeting', count: 1, authIds: [space.uri]}, owner);
+    const board = await make({kind: 'whiteboard', count: 1, authIds: [call.uri]}, owner);
+    const secret = await make({kind: 'meeting', security: 'zero-trust', authIds: [space.uri]}, owner);
+    const empty = await make({kind: 'file', authIds: [space.uri]}, owner);
+    const apart = await make({count: 1, userIds: [y.sub]}, owner);
+    const nested = [space, call, board];
+    const actives = (list) => Promise.all(list.map(async ({uri}) => (await show(uri, owner)).activeKeyUri));
+    const had = await actives(nested);
+    for (const uri of had) await value(gone, uri);
     await setRule(env.KMS_ORG2, 'rotate.removal', 'on');
     try {
-        for (let round = 0; round < 12; round++) {
-            const made = await make({kind: 'meeting', count: 1, userIds: [y.sub]}, owner);
-            const unbound = await others[0].keys(12);
-            const seen = new Set(made.keys.map((k) => k.uri));
-            const flood = others.map((ch, i) => ch.askAll(Array.from({length: 36}, (_, n) => [
-                {method: 'retrieve', uri: `${made.uri}/keys`},
-                {method: 'retrieve', uri: `${made.uri}/keys`, count: 1},
-                i === 0 ? {method: 'update', uri: unbound[Math.floor(n / 3)].uri, resourceUri: made.uri} : {method: 'create', uri: `${made.uri}/keys`, count: 1},
-            ][n % 3])));
-            const removed = owner.delete(`${made.uri}/authorizations?authId=${y.sub}`);
-            for (const answer of (await Promise.all(flood)).flat()) {
-                if (answer.status >= 300) { late++, refused(answer, 403001); continue; }
-                had++;
-                for (const key of [...(answer.keys ?? []), ...(answer.key ? [answer.key] : [])]) seen.add(key.uri);
-            }
-            ok(await removed);
-            const {activeKeyUri, keyUris} = await show(made.uri, owner);
-            assert.ok(!seen.has(activeKeyUri), `round ${round}: he has the active key`);
-            assert.equal(keyUris.at(-1), activeKeyUri);
-            for (const uri of [activeKeyUri, `${made.uri}/keys`]) refused(await others[0].retrieve(uri), 403001);
-        }
+        ok(await owner.delete(`${space.uri}/authorizations?authId=${y.sub}`));
+        const now = await actives(nested);
+        now.forEach((uri, i) => assert.notEqual(uri, had[i]));
+        for (const uri of [...had, ...now]) refused(await gone.retrieve(uri), 403001);
+        for (const {uri} of nested) refused(await gone.retrieve(`${uri}/keys`), 403001);
+        assert.equal(new Set(await Promise.all([...had, ...now].map((uri) => value(stays, uri)))).size, 6);
+        assert.deepEqual((await show(secret.uri, owner)).keyUris, []);
+        assert.deepEqual((await show(empty.uri, owner)).keyUris, []);
+        assert.deepEqual((await show(apart.uri, owner)).keyUris, apart.keys.map((k) => k.uri), 'what is not open to it stays');
+        /* a whole space is taken away from the call: that is for the call and what is behind it */
+        ok(await owner.delete(`${call.uri}/authorizations?authId=${encodeURIComponent(space.uri)}`));
+        const then = await actives(nested);
+        assert.deepEqual(then.map((uri, i) => uri === now[i]), [true, false, false]);
+        for (const uri of then.slice(1)) refused(await stays.retrieve(uri), 403001);
+        /* an anonymous one was let into nothing else */
+        const [guest] = ok(await owner.create('/authorizations', {resourceUri: call.uri, anonymous: 1}), 201).authorizations;
+        ok(await owner.delete(guest.uri));
+        assert.deepEqual((await actives(nested)).map((uri, i) => uri === then[i]), [true, false, true]);
+        /* many at once, in a request of its own size */
+        const rooms = await Promise.all(Array.from({length: 150}, () => make({kind: 'meeting', count: 1, authIds: [space.uri]}, owner)));
+        ok(await owner.delete(`${space.uri}/authorizations?authId=${z.sub}`));
+        const after = await actives(rooms);
+        after.forEach((uri, i) => assert.notEqual(uri, rooms[i].activeKeyUri));
+        assert.equal(new Set(await Promise.all(after.map((uri) => value(owner, uri)))).size, 150);
+        refused(await stays.retrieve(after[0]), 403001);
     } finally {
         await setRule(env.KMS_ORG2, 'rotate.removal', 'off');
     }
-    t.diagnostic(`note: ${had} requests before the removal, ${late} after it`);
-    assert.ok(had > 0 && late > 0, 'it was a race');
 });
+
+for (const how of ['himself', 'through a space'])
+    test(`who is removed while he asks, rotates and binds, authorised ${how}, has no part in the key that is active afterwards`, async (t) => {
+        const [x, y] = [0, 1].map(() => new User({org: env.KMS_ORG2}));
+        const owner = await Channel.open(x), others = await Promise.all(Array.from({length: 4}, () => Channel.open(y)));
+        let had = 0, late = 0;
+        await setRule(env.KMS_ORG2, 'rotate.removal', 'on');
+        try {
+            for (let round = 0; round < 8; round++) {
+                const space = await make({userIds: [y.sub]}, owner);
+                const made = await make({kind: 'meeting', count: 1, ...(how === 'himself' ? {userIds: [y.sub]} : {authIds: [space.uri]})}, owner);
+                const from = how === 'himself' ? made : space;
+                const unbound = await others[0].keys(12);
+                const seen = new Set(made.keys.map((k) => k.uri));
+                const flood = others.map((ch, i) => ch.askAll(Array.from({length: 36}, (_, n) => [
+                    {method: 'retrieve', uri: `${made.uri}/keys`},
+                    {method: 'retrieve', uri: `${made.uri}/keys`, count: 1},
+                    i === 0 ? {method: 'update', uri: unbound[Math.floor(n / 3)].uri, resourceUri: made.uri} : {method: 'create', uri: `${made.uri}/keys`, count: 1},
+                ][n % 3])));
+                const removed = owner.delete(`${from.uri}/authorizations?authId=${y.sub}`);
+                for (const answer of (await Promise.all(flood)).flat()) {
+                    if (answer.status >= 300) { late++, refused(answer, 403001); continue; }
+                    had++;
+                    for (const key of [...(answer.keys ?? []), ...(answer.key ? [answer.key] : [])]) seen.add(key.uri);
+                }
+                ok(await removed);
+                const {activeKeyUri, keyUris} = await show(made.uri, owner);
+                assert.ok(!seen.has(activeKeyUri), `round ${round}: he has the active key`);
+                assert.equal(keyUris.at(-1), activeKeyUri);
+                for (const uri of [activeKeyUri, `${made.uri}/keys`]) refused(await others[0].retrieve(uri), 403001);
+            }
+        } finally {
+            await setRule(env.KMS_ORG2, 'rotate.removal', 'off');
+        }
+        t.diagnostic(`note: ${had} requests before the removal, ${late} after it`);
+        assert.ok(had > 0 && late > 0, 'it was a race');
+    });

@@ -3,7 +3,7 @@ BEGIN;
 \ir fixture.psql
 \ir services.psql
 \ir officers.psql
-SELECT plan(128);
+SELECT plan(140);
 
 CREATE FUNCTION pg_temp.new_keys(VARIADIC names text[]) RETURNS jsonb LANGUAGE sql AS $$
     SELECT coalesce(jsonb_agg(jsonb_build_object('id', pg_temp.id(n), 'blob', repeat('CD', 61), 'generation', 1) ORDER BY i), '[]')
@@ -111,20 +111,43 @@ CREATE TEMP TABLE counts AS SELECT pg_temp.entries() AS entries;
 SELECT is((pg_temp.remove('alice', 'meeting', 'bob', op => 'out')).verdict, -2, 'who removes must bring a key');
 SELECT is(pg_temp.entries(), (SELECT entries FROM counts), 'nothing recorded');
 SELECT is(pg_temp.get('bob', 'm5'), 0, 'nothing done');
-SELECT is((pg_temp.remove('alice', 'meeting', 'bob', jsonb_build_object('new_key', pg_temp.new_keys('r1') -> 0 || '{"generation":7}'), 'out')).verdict, -1, 'not of another generation');
-CREATE TEMP TABLE removed AS SELECT * FROM pg_temp.remove('alice', 'meeting', 'bob', jsonb_build_object('new_key', pg_temp.new_keys('r1') -> 0), 'out');
+SELECT is((pg_temp.remove('alice', 'meeting', 'bob', jsonb_build_object('new_keys', jsonb_set(pg_temp.new_keys('r1'), '{0,generation}', '7')), 'out')).verdict, -1, 'not of another generation');
+CREATE TEMP TABLE removed AS SELECT * FROM pg_temp.remove('alice', 'meeting', 'bob', jsonb_build_object('new_keys', pg_temp.new_keys('r1')), 'out');
 SELECT ok(verdict = 0 AND jsonb_array_length(result -> 'authorizations') = 1 AND result ->> 'active' = pg_temp.id('r1')::text, 'with the key it is done') FROM removed;
 SELECT ok(e.action = 'authorization.delete' AND e.key_ids = ARRAY[pg_temp.id('r1')] AND e.detail = removed.result AND e.resource_id = pg_temp.id('meeting'), 'both on record')
   FROM removed, pg_temp.entry() e;
-SELECT is((pg_temp.remove('alice', 'meeting', 'bob', jsonb_build_object('new_key', pg_temp.new_keys('r1') -> 0), 'out')).result, (SELECT result FROM removed), 'again: the same');
+SELECT is((pg_temp.remove('alice', 'meeting', 'bob', jsonb_build_object('new_keys', pg_temp.new_keys('r1')), 'out')).result, (SELECT result FROM removed), 'again: the same');
 SELECT is(pg_temp.active('carol', 'meeting'), pg_temp.id('r1')::text, 'the active key is new');
 SELECT is(pg_temp.get('bob', 'r1'), 403001, 'who was removed cannot have it');
 SELECT is(pg_temp.get('carol', 'r1'), 0, 'who stayed can');
 SELECT is((pg_temp.remove('alice', 'bare', 'alice')).verdict, 0, 'where there was no key none is needed');
-SELECT is((pg_temp.remove('carol', 'meeting', 'carol', jsonb_build_object('new_key', pg_temp.new_keys('r2') -> 0))).verdict, 0, 'who leaves');
+SELECT is((pg_temp.remove('carol', 'meeting', 'carol', jsonb_build_object('new_keys', pg_temp.new_keys('r2')))).verdict, 0, 'who leaves');
 SELECT is(pg_temp.get('carol', 'r2'), 403001, 'cannot have the key that he brought');
 SELECT is((pg_temp.remove('alice', 'meeting', 'nobody')).verdict, 404001, 'no key for a removal that is refused');
 SELECT is(pg_temp.rotates('bob', 'meeting'), 403001, 'who was removed rotates nothing');
+-- What is open to it loses him as well.
+SELECT is(array_agg((pg_temp.container('alice', c.name, jsonb_build_object('new_keys', c.keys, 'auths', c.auths))).verdict), '{0,0,0,0,0}', 'a room, what is open to it, and what is open to that')
+  FROM (VALUES ('room', pg_temp.new_keys('w1'), pg_temp.users('bob', 'carol')), ('call', pg_temp.new_keys('w2'), pg_temp.through('room')),
+               ('board', pg_temp.new_keys('w3'), pg_temp.through('call')), ('empty', '[]', pg_temp.through('room')),
+               ('apart', pg_temp.new_keys('w5'), pg_temp.users('bob'))) c(name, keys, auths);
+SELECT is(pg_temp.get('bob', 'w3'), 0, 'he is let into the last');
+SELECT is(a::text, ROW(-2, '{"keys": 3}'::jsonb)::text, 'who takes him out of the room brings a key for each that has one')
+  FROM (SELECT r.verdict, r.result FROM pg_temp.remove('alice', 'room', 'bob', op => 'room') r) a;
+SELECT is((pg_temp.remove('alice', 'room', 'bob', jsonb_build_object('new_keys', pg_temp.new_keys('x1', 'x2')), 'room')).verdict, -2, 'not fewer');
+SELECT ok(r.verdict = 0 AND r.result -> 'rotated' = '3' AND r.result ->> 'active' = pg_temp.id('x1')::text, 'then it is done')
+  FROM pg_temp.remove('alice', 'room', 'bob', jsonb_build_object('new_keys', pg_temp.new_keys('x1', 'x2', 'x3', 'x4')), 'room') r;
+SELECT is((SELECT array_agg(e.action || ' ' || cardinality(e.key_ids) || ' ' || k.resource_id ORDER BY e.entry_id = (pg_temp.entry()).entry_id DESC, k.resource_id)
+             FROM (SELECT * FROM kms.entries WHERE key_ids && ARRAY[pg_temp.id('x1'), pg_temp.id('x2'), pg_temp.id('x3')] AND verdict = 0) e
+             JOIN kms.content_keys k ON k.key_id = e.key_ids[1] AND k.resource_id = e.resource_id),
+    'authorization.delete 1 ' || pg_temp.id('room') || (SELECT array_agg('resource.keys.create 1 ' || x ORDER BY x) FROM unnest(ARRAY[pg_temp.id('call'), pg_temp.id('board')]) x),
+    'each on record with its own key');
+SELECT is((SELECT array_agg(pg_temp.active('alice', c) IN (pg_temp.id('x1')::text, pg_temp.id('x2')::text, pg_temp.id('x3')::text)) FROM unnest('{room,call,board}'::text[]) c),
+    '{t,t,t}', 'each has a new one');
+SELECT is((SELECT count(*) FROM kms.content_keys WHERE key_id = pg_temp.id('x4')), 0::bigint, 'one too many is not stored');
+SELECT is((SELECT array_agg(pg_temp.get('bob', k)) FROM unnest('{x1,x2,x3}'::text[]) k), '{403001,403001,403001}', 'none is his');
+SELECT is((SELECT array_agg(pg_temp.get('carol', k)) FROM unnest('{w3,x1,x2,x3}'::text[]) k), '{0,0,0,0}', 'and who stayed has them all');
+SELECT ok(pg_temp.active('alice', 'empty') IS NULL AND pg_temp.active('alice', 'apart') = pg_temp.id('w5')::text, 'what has no key, and what is not open to it, stays');
+SELECT is((pg_temp.remove('alice', 'call', 'alice', op => 'x')).result -> 'keys', '2', 'from the middle: itself and what is behind it');
 
 -- ------------------------------------------------------------------ zero-trust
 SELECT is((pg_temp.container('alice', 'x', '{"security":"secret"}')).verdict, 400002, 'no such security');

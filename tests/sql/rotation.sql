@@ -2,7 +2,7 @@
 BEGIN;
 \ir fixture.psql
 \ir officers.psql
-SELECT plan(156);
+SELECT plan(157);
 
 CREATE FUNCTION pg_temp.turn(node text, fresh boolean DEFAULT false) RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE

@@ -92,7 +92,7 @@ plan "authorizations_delete" "SELECT count(*) FROM kms.authorizations_delete($on
     'auths', jsonb_build_array(jsonb_build_object('kind', 'user', 'grantee', 'user7@bench.example')))])"
 plan "authorizations_delete, by id" "SELECT count(*) FROM kms.authorizations_delete($one, ARRAY[jsonb_build_object('authorization', md5('authorization7.0')::uuid)])"
 plan "authorizations_delete, with a new key" "INSERT INTO kms.settings VALUES (md5('org')::uuid, 'rotate.removal', 'on', now()); SELECT count(*) FROM kms.authorizations_delete($one,
-    ARRAY[jsonb_build_object('authorization', md5('authorization7.0')::uuid, 'new_key', jsonb_build_object('id', gen_random_uuid(), 'blob', repeat('01', 61), 'generation', 1))])"
+    ARRAY[jsonb_build_object('authorization', md5('authorization7.0')::uuid, 'new_keys', jsonb_build_array(jsonb_build_object('id', gen_random_uuid(), 'blob', repeat('01', 61), 'generation', 1)))])"
 plan "refusals_record" "SELECT kms.refusals_record(ARRAY[gen_random_uuid()], '{NULL}', '{NULL}', '{NULL}', '{NULL}', '{NULL}', '{request}', '{400001}', '{NULL}')"
 plan "orgs_get" "SELECT count(*) FROM kms.orgs_get('{bench,none}')"
 plan "sweep" "UPDATE kms.content_keys SET expires_at = now() WHERE key_id = md5('new4')::uuid; UPDATE kms.resources SET expires_at = now() WHERE resource_id = md5('resource9')::uuid;

@@ -162,7 +162,7 @@ sql races -c "INSERT INTO kms.settings VALUES (race.id('acme'), 'rotate.removal'
 r7=$(sql races -c "SELECT race.resource('alice')")
 sql races -c "SELECT race.rotate('alice', '{e0}', '{$r7}')" -c "SELECT race.keys('bob', '{e1,e2}')" >/dev/null
 in="SELECT verdict FROM race.ask('authorizations_create', 'alice', race.users('$r7', 'bob'))"
-out() { echo "SELECT verdict FROM race.ask('authorizations_delete', 'alice', race.users('$r7', 'bob') || jsonb_build_object('new_key', race.new_key('$1')))"; }
+out() { echo "SELECT verdict FROM race.ask('authorizations_delete', 'alice', race.users('$r7', 'bob') || jsonb_build_object('new_keys', jsonb_build_array(race.new_key('$1'))))"; }
 sql races -c "$in" >/dev/null
 race "who is being taken away binds a key" "$(out e3)" "SELECT race.bind('bob', '{e1}', '{$r7}')" 0 403001
 sql races -c "$in" >/dev/null
@@ -177,6 +177,21 @@ race "two make a key" "SELECT race.rotate('alice', '{e8}', '{$r7}')" "SELECT rac
 is "the second is active" "$(sql races -c "SELECT race.active('$r7', 'e8', 'e9')")" e9
 race "an operation beside its own first run: a key is made" "SELECT race.rotate('alice', '{e10}', '{$r7}', 'ro')" "SELECT race.rotate('alice', '{e10}', '{$r7}', 'ro')" 0 0
 is "one entry and one key" "$(sql races -c "SELECT (SELECT count(*) FROM kms.entries WHERE op_id = race.id('ro1')) + (SELECT count(*) FROM kms.content_keys WHERE key_id = race.id('e10'))")" 2
+
+# The same through what is open to it.
+r9=$(sql races -c "SELECT race.resource('alice')")
+r10=$(sql races -c "SELECT race.resource('alice')")
+opened() { echo "SELECT verdict FROM race.ask('authorizations_create', 'alice', jsonb_build_object('resource', '$1', 'auths', jsonb_build_array(jsonb_build_object('kind', 'resource', 'grantee', '$r7'))))"; }
+both() { echo "SELECT verdict FROM race.ask('authorizations_delete', 'alice', race.users('$r7', 'bob') || jsonb_build_object('new_keys', jsonb_build_array(race.new_key('$1'), race.new_key('$2'))))"; }
+sql races -c "SELECT race.rotate('alice', '{f0}', '{$r9}')" -c "SELECT race.rotate('alice', '{f9}', '{$r10}')" -c "$(opened "$r9")" -c "$in" >/dev/null
+race "who is being taken out of a space makes a key of what is open to it" "$(both f1 f2)" "SELECT race.rotate('bob', '{f3}', '{$r9}')" 0 403001
+sql races -c "$in" >/dev/null
+race "who has just made a key of what is open to a space is taken out of that" "SELECT race.rotate('bob', '{f3}', '{$r9}')" "$(both f4 f5)" 0 0
+is "the active key is not his there" "$(sql races -c "SELECT race.active('$r9', 'f0', 'f2', 'f3', 'f5')")" f5
+sql races -c "$in" >/dev/null
+race "something is opened to a space while somebody is taken out" "$(opened "$r10")" "$(both f6 f7)" 0 -2
+race "and the other way" "SELECT verdict FROM race.ask('authorizations_delete', 'alice', race.users('$r7', 'bob') || jsonb_build_object('new_keys', jsonb_build_array(race.new_key('f6'), race.new_key('f7'), race.new_key('f8'))))" \
+    "$(opened "$r10")" 0 0
 sql races -c "DELETE FROM kms.settings WHERE name = 'rotate.removal'"
 
 # Recordings against destruction, and against who holds them.
