@@ -108,7 +108,26 @@ for k in control bound minted rotated; do is "it opens from the backup: $k" "$(r
 
 # --- a clock that jumps ---
 
-owner "CREATE OR REPLACE FUNCTION wall() RETURNS timestamptz LANGUAGE plpgsql AS 'BEGIN RETURN clock_timestamp() + interval ''70 days''; END'" >/dev/null
+clock() { owner "CREATE OR REPLACE FUNCTION wall() RETURNS timestamptz LANGUAGE plpgsql AS 'BEGIN RETURN clock_timestamp() + interval ''$1''; END'" >/dev/null; }
+# By so much, in hours, is the database's clock ahead of what counts.
+ahead() { truth "round(extract(epoch FROM kms.wall() - max(trusted_at)) / 3600) = $1 FROM kms.clocks"; }
+waits() { sleep 12; is "$1" "$(sql -c "SELECT count(*) FROM kms.content_keys WHERE blob IS NULL")" 0; }
+# By hours, forward and back: a resource that lives for two of them.
+as alice resource create --ttl 7200 --kind meeting --count 1 >/dev/null || bad "a resource for two hours"
+clock '20 hours'
+if wait_until 15 ahead 20; then ok; else bad "the keeper did not notice twenty hours"; fi
+waits "nothing is destroyed twenty hours early"
+has "and who asks is told" "$("$ctl" retention clock)" 'was set ahead'
+# What is made while the clock is hours behind does not come to its end when that is set right.
+clock '-10 hours'
+if wait_until 15 ahead 0; then ok; else bad "the keeper did not notice that the clock was set back"; fi
+brief=$(as alice resource create --ttl 7200 --kind meeting --count 1 --json | jq -r '.resource.uri')
+sql -c "SET session_replication_role = replica" -c "UPDATE kms.resources SET expires_at = expires_at - interval '10 hours' WHERE resource_id = '$(id_of "$brief")'"
+clock 0
+if wait_until 15 ahead 10; then ok; else bad "ten hours that did not go by"; fi
+waits "what was made meanwhile is not destroyed"
+
+clock '70 days'
 if wait_until 15 truth "bool_or(held) FROM kms.clocks"; then ok; else bad "the keeper did not notice that the clock has jumped"; fi
 sleep 12
 is "nothing is destroyed early" "$(sql -c "SELECT count(*) FROM kms.content_keys WHERE blob IS NULL")" 0
@@ -124,7 +143,7 @@ is "one officer does not do" "$(jq -r .state "$work/confirm")" pending
 if wait_until 60 truth "destroyed_at IS NOT NULL FROM kms.period_keys WHERE to_char(month, 'YYYY-MM') = '$month'"; then ok; else bad "the month's period key is still there"; fi
 is "what was in it is gone" "$(sql -c "SELECT count(*) FROM kms.content_keys WHERE blob IS NULL AND key_id IN ('$(id_of "$bound")', '$(id_of "$minted")', '$(id_of "$rotated")')")" 3
 if as alice key get "$control" >/dev/null; then ok; else bad "what does not end is gone"; fi
-owner "CREATE OR REPLACE FUNCTION wall() RETURNS timestamptz LANGUAGE plpgsql AS 'BEGIN RETURN clock_timestamp(); END'" >/dev/null
+clock 0
 
 # --- the backup beside the token of now ---
 
