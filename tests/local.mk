@@ -15,6 +15,7 @@ include tests/fuzz/msg.mk
 include tests/bench/hsm.mk
 include tests/bench/local.mk
 include tests/destruction/local.mk
+include tests/rows/local.mk
 include tests/faults/local.mk
 include tests/unit/kms.mk
 include tests/unit/log.mk

@@ -2,7 +2,7 @@
 # The one test command, for people and for CI: installs what a fresh Debian 12 lacks, builds, and runs every suite.
 #
 #   tests/run.sh              everything
-#   tests/run.sh SUITE ...    some of: build unit clang format sql admin log destruction purposes clients restore faults fuzz bench valgrind
+#   tests/run.sh SUITE ...    some of: build unit clang format sql admin log destruction rows purposes clients restore faults fuzz bench valgrind
 #   tests/run.sh --list       what there is
 #
 # Each suite brings its own PostgreSQL, SoftHSM token and ports, and ends with a line "N passed, N failed"; so does this.
@@ -12,7 +12,7 @@ set -u
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(dirname "$here")
 # The longest first, so that none is left to run alone at the end.
-suites=(build faults purposes clients unit log sql admin destruction clang restore valgrind fuzz explain format bench)
+suites=(build faults purposes clients unit log sql admin destruction rows clang restore valgrind fuzz explain format bench)
 case "${1:-}" in
 -h | --help)
     sed -n '2,10s/^# \{0,1\}//p' "$0"
@@ -124,6 +124,7 @@ suite_admin() { script admin; }
 suite_log() { script log --short; }
 suite_explain() { script explain; }
 suite_destruction() { script destruction; }
+suite_rows() { script rows --short; }
 suite_purposes() { script purposes --short; }
 suite_clients() { script clients; }
 suite_restore() { script restore; }

@@ -190,4 +190,4 @@ export function ok(body, status = 200) {
     return body;
 }
 export const idOf = (uri) => uri.slice(uri.lastIndexOf('/') + 1);
-export {b64, unb64};
+export {b64, unb64, unseal};
