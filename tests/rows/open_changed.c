@@ -888,7 +888,7 @@ main(int argc, char **argv)
 {
     struct timeval limit = {READY_S, 0};
     unsigned long long want = 100000, random = 0, longest = 3600;
-    struct event *timer;
+    struct event *timer = NULL;
 
     if (RAND_bytes((unsigned char *)&random, sizeof(random)) != 1)
         give_up("no random seed");
