@@ -205,19 +205,74 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION bind_minted IS 'Stores new keys ({"id","blob","generation"}) bound to a resource; their ids';
 
+CREATE TABLE authorizations_past (
+    org_id uuid NOT NULL,
+    resource_id uuid NOT NULL,
+    kind text NOT NULL,
+    grantee text NOT NULL,
+    removed_at timestamptz(3) NOT NULL
+);
+CREATE INDEX authorizations_past_of ON authorizations_past (org_id, resource_id);
+COMMENT ON TABLE authorizations_past IS 'Authorisations that were taken away while their organisation had an open matter: what it held it goes on to hold';
+COMMENT ON COLUMN authorizations_past.org_id IS 'Organisation';
+COMMENT ON COLUMN authorizations_past.resource_id IS 'On what';
+COMMENT ON COLUMN authorizations_past.kind IS 'user or resource';
+COMMENT ON COLUMN authorizations_past.grantee IS 'Who';
+COMMENT ON COLUMN authorizations_past.removed_at IS 'Until when';
+CREATE FUNCTION authorizations_removed() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, kms, pg_temp AS $$
+BEGIN
+    INSERT INTO authorizations_past (org_id, resource_id, kind, grantee, removed_at)
+    SELECT g.org_id, g.resource_id, g.kind, g.grantee, clock_timestamp() FROM gone g
+     WHERE g.kind IN ('user', 'resource') AND EXISTS (SELECT FROM matters m WHERE m.org_id = g.org_id AND m.state = 'open');
+    RETURN NULL;
+END $$;
+COMMENT ON FUNCTION authorizations_removed IS 'Trigger: nobody ends a matter''s hold by taking away whom it is about';
+CREATE TRIGGER authorizations_gone AFTER DELETE ON authorizations REFERENCING OLD TABLE AS gone FOR EACH STATEMENT
+    EXECUTE FUNCTION authorizations_removed();
+
+-- As nested_path(), but of whoever was on it since then, and through what has come to its end as well.
+CREATE FUNCTION hold_reaches(p_org uuid, p_resource uuid, p_users text[], p_since timestamptz) RETURNS boolean LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    v_all uuid[] := ARRAY[p_resource];
+    v_first integer := 1;       -- of those reached last
+    v_found uuid[];
+BEGIN
+    FOR depth IN 0 .. 8 LOOP
+        IF EXISTS (SELECT FROM unnest(v_all[v_first:]) AS l(node) CROSS JOIN unnest(p_users) AS u(name)
+                     JOIN authorizations a ON a.org_id = p_org AND a.resource_id = l.node AND a.kind = 'user' AND a.grantee = u.name)
+           OR EXISTS (SELECT FROM unnest(v_all[v_first:]) AS l(node)
+                        JOIN authorizations_past a ON a.org_id = p_org AND a.resource_id = l.node AND a.kind = 'user' AND a.grantee = ANY (p_users)
+                         AND a.removed_at >= p_since) THEN
+            RETURN true;
+        END IF;
+        SELECT array_agg(DISTINCT x.node) INTO v_found FROM (
+            SELECT a.grantee::uuid AS node FROM unnest(v_all[v_first:]) AS l(node)
+              JOIN authorizations a ON a.org_id = p_org AND a.resource_id = l.node AND a.kind = 'resource'
+            UNION ALL
+            SELECT a.grantee::uuid FROM unnest(v_all[v_first:]) AS l(node)
+              JOIN authorizations_past a ON a.org_id = p_org AND a.resource_id = l.node AND a.kind = 'resource' AND a.removed_at >= p_since) x
+         WHERE x.node <> ALL (v_all);
+        v_first := cardinality(v_all) + 1;
+        EXIT WHEN v_found IS NULL;
+        IF v_first > 10000 THEN     -- too much to look through: the safe side
+            RETURN true;
+        END IF;
+        v_all := v_all || v_found;
+    END LOOP;
+    RETURN false;
+END $$;
+COMMENT ON FUNCTION hold_reaches IS 'Was one of these on this resource at any time since then, himself or through others?';
+
 CREATE FUNCTION hold_of(p_org uuid, p_resource uuid, p_at timestamptz, p_now timestamptz) RETURNS uuid LANGUAGE plpgsql STABLE AS $$
 DECLARE
     v_matter uuid;
 BEGIN
-    -- Wider than what a matter releases: who is on it through another resource counts, and who made it.
+    -- Wider than what a matter releases: who was on it when the matter was opened counts, and through another resource, and who made it.
     SELECT m.matter_id INTO v_matter
       FROM resources r JOIN matters m ON m.org_id = r.org_id AND r.kind = ANY (m.kinds) AND m.state = 'open'
      WHERE r.org_id = p_org AND r.resource_id = p_resource AND p_at >= m.window_from AND p_at < m.window_to
        AND matter_holds(m, p_now)
-       AND (r.creator = ANY (m.custodians)
-            OR EXISTS (SELECT FROM authorizations a
-                        WHERE a.org_id = p_org AND a.resource_id = p_resource AND a.kind = 'user' AND a.grantee = ANY (m.custodians))
-            OR EXISTS (SELECT FROM unnest(m.custodians) u WHERE nested_path(p_org, p_resource, u, p_now) IS NOT NULL))
+       AND (r.creator = ANY (m.custodians) OR hold_reaches(p_org, p_resource, m.custodians, m.approved_at))
      ORDER BY m.expires_at DESC, m.matter_id LIMIT 1;
     RETURN v_matter;
 END $$;

@@ -317,14 +317,11 @@ BEGIN
     IF NOT EXISTS (SELECT FROM matters m WHERE m.org_id = p_org AND m.state = 'open') THEN
         RETURN '{}';
     END IF;
-    -- Whom hold_of() means: on it himself, through another resource, or its maker.
+    -- Whom hold_of() means.
     SELECT array_agg(m ORDER BY m.expires_at DESC, m.matter_id) INTO v_list
       FROM resources r JOIN matters m ON m.org_id = r.org_id AND r.kind = ANY (m.kinds) AND m.state = 'open'
      WHERE r.org_id = p_org AND r.resource_id = p_resource AND matter_holds(m, p_now)
-       AND (r.creator = ANY (m.custodians)
-            OR EXISTS (SELECT FROM authorizations a
-                        WHERE a.org_id = p_org AND a.resource_id = p_resource AND a.kind = 'user' AND a.grantee = ANY (m.custodians))
-            OR EXISTS (SELECT FROM unnest(m.custodians) u WHERE nested_path(p_org, p_resource, u, p_now) IS NOT NULL));
+       AND (r.creator = ANY (m.custodians) OR hold_reaches(p_org, p_resource, m.custodians, m.approved_at));
     RETURN coalesce(v_list, '{}');
 END $$;
 COMMENT ON FUNCTION holds_on IS 'Open matters that cover a resource, whatever their time is about';
@@ -597,6 +594,11 @@ BEGIN
           FROM gone g GROUP BY g.org_id
     )
     SELECT count(*) INTO v_unbound FROM gone;
+
+    WITH due AS MATERIALIZED (
+        SELECT x.ctid FROM authorizations_past x WHERE NOT EXISTS (SELECT FROM matters m WHERE m.org_id = x.org_id AND m.state = 'open')
+         LIMIT batch FOR UPDATE SKIP LOCKED)
+    DELETE FROM authorizations_past p USING due d WHERE p.ctid = d.ctid;
 
     -- What a matter kept is due again when the matter has ended.
     FOR v_hold IN SELECT x.* FROM holds x LOOP

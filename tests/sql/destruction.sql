@@ -2,7 +2,7 @@
 BEGIN;
 \ir fixture.psql
 \ir officers.psql
-SELECT plan(180);
+SELECT plan(194);
 
 SET search_path = public, kms;
 -- The sweeper will be long past these.
@@ -299,6 +299,28 @@ SELECT is((pg_temp.destroy('key', 'r1')).result ->> 'why', 'matter ' || :'matter
 SELECT is((pg_temp.act('matter.close', jsonb_build_object('matter', :'matter'))).verdict, 0, 'closed');
 SELECT (pg_temp.destroy('key', 'r1')).result -> 'result' ->> 'destruction' AS one \gset
 SELECT is((pg_temp.act('destruction.undo', jsonb_build_object('destruction', :'one'::uuid))).verdict, 0, 'then it can be destroyed');
+
+-- Whom a matter is about is taken away, or what he was on it through: what it holds it goes on to hold.
+SELECT is(pg_temp.keys('alice', '{h1,h2,h3}'), 0);
+SELECT is(pg_temp.resource('alice', 'room', pg_temp.users('bob'), ttl_ms => 3600000), 0);
+SELECT is(pg_temp.resource('alice', 'talk', pg_temp.through('room'), '{h1}', ttl_ms => 2 * 86400000), 0);
+SELECT is(pg_temp.resource('alice', 'chat', pg_temp.users('bob'), '{h2}', ttl_ms => 86400000), 0);
+SELECT is(pg_temp.resource('alice', 'file', pg_temp.through('chat'), '{h3}', ttl_ms => 86400000), 0);
+SELECT (pg_temp.agree('matter.open', jsonb_build_object('org', 'acme', 'name', 'fifth', 'custodians', jsonb_build_array('bob'), 'from', pg_temp.now_ms() - 86400000,
+    'to', pg_temp.now_ms() + 86400000, 'kinds', jsonb_build_array('space'), 'expires', pg_temp.now_ms() + 30 * 86400000::bigint))).result ->> 'approval' AS matter \gset
+INSERT INTO kms.recordings (org_id, recording_id, resource_id, type, key_id, generation, blob, iv, aad, creator, created_at)
+VALUES (pg_temp.id('acme'), pg_temp.id('rec5'), pg_temp.id('chat'), 'transcript', pg_temp.id('h2'), 1, pg_temp.bytes(61), pg_temp.bytes(12), 'x', 'alice', now());
+SELECT is((pg_temp.ask('authorizations_delete', 'alice', jsonb_build_object('resource', pg_temp.id('chat'), 'auths', pg_temp.users('bob'), 'bound_ms', 0))).verdict, 0, 'bob is taken away');
+SELECT is((pg_temp.ask('authorizations_delete', 'alice', jsonb_build_object('resource', pg_temp.id('file'), 'auths', pg_temp.through('chat'), 'bound_ms', 0))).verdict, 0, 'and what he was there through');
+SELECT is((pg_temp.ask('recording_delete', 'alice', jsonb_build_object('recording', pg_temp.id('rec5')))).verdict, 409002, 'nobody deletes a recording then');
+SELECT pg_temp.days(3);
+SELECT is(pg_temp.sweep(), '1 resources, 0 keys, 0 recordings', 'nor is anything destroyed, but the room without keys');
+SELECT is((pg_temp.gone('h1'), pg_temp.gone('h2'), pg_temp.gone('h3'))::text, '(f,f,f)', 'not what was open to the room, either');
+SELECT is((SELECT count(*) FROM kms.authorizations_past), 2::bigint, 'it is remembered');
+SELECT is((pg_temp.act('matter.close', jsonb_build_object('matter', :'matter'))).verdict, 0, 'closed');
+SELECT is(pg_temp.sweep(), '3 resources, 3 keys, 1 recordings', 'then it goes');
+SELECT is((SELECT count(*) FROM kms.authorizations_past), 0::bigint, 'and so does what was remembered');
+SELECT pg_temp.days(0);
 
 -- ------------------------------------------------------------------------------------------------ the clock
 SELECT is(pg_temp.keys('alice', '{t1,t2}', unbound_ms => 86400000::bigint * 20), 0);
