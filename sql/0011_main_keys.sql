@@ -617,7 +617,7 @@ BEGIN
         c.why := 'ciphertext is the main key, encrypted to the public key (RSA-OAEP with SHA-256): hexadecimal, at most 512 bytes';
         RETURN c;
     END IF;
-    SELECT o.org_id INTO c.org FROM organisations o WHERE o.name = a ->> 'org';
+    SELECT o.org_id INTO c.org FROM organisations o WHERE o.name = a ->> 'org' AND o.state <> 'destroyed';
     IF NOT FOUND THEN
         c.org := nobody();
         c.verdict := 404001;

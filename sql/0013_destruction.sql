@@ -751,6 +751,7 @@ BEGIN
         DELETE FROM service_orgs x WHERE x.org_id = d.org_id;
         UPDATE rotations x SET state = 'stopped', ended_at = p_now WHERE x.org_id = d.org_id AND x.state = 'running';
         UPDATE purposes p SET enabled = false, changed_at = p_now WHERE p.org_id = d.org_id AND p.enabled;
+        PERFORM main_key_close(j, 409002, '{"why":"the organisation is destroyed"}') FROM main_key_jobs j WHERE j.org_id = d.org_id;
         FOR v_id IN SELECT m.main_key_id FROM main_keys m WHERE m.org_id = d.org_id AND m.state NOT IN ('IMPORTING', 'DELETED', 'REMOVEDCLEAN') ORDER BY 1 LOOP
             PERFORM main_key_become(d.org_id, v_id, 'DELETED');
         END LOOP;
@@ -959,6 +960,8 @@ BEGIN
             ELSIF q.org IS NULL THEN
                 UPDATE period_keys x SET ended_at = v_at WHERE x.org_id = nobody() AND x.month = q.month;
                 PERFORM record_admin(nobody(), gen_random_uuid(), 'keeper', 'period.end', 0, jsonb_build_object('month', to_char(q.month, 'YYYY-MM'), 'key', q.key_id));
+            ELSE
+                PERFORM record_admin(q.org, gen_random_uuid(), 'keeper', 'wrapping_key.destroy', 0, jsonb_build_object('generation', q.generation, 'month', to_char(q.month, 'YYYY-MM')));
             END IF;
             v_result := v_result || '{"again":true}';
         END LOOP;

@@ -2,7 +2,7 @@
 BEGIN;
 \ir fixture.psql
 \ir officers.psql
-SELECT plan(194);
+SELECT plan(198);
 
 SET search_path = public, kms;
 -- The sweeper will be long past these.
@@ -247,6 +247,7 @@ SELECT is(kms.generation_current(pg_temp.id('umbrella'), kms.month_generation(km
 SELECT pg_temp.keep() AS x \gset
 SELECT is((SELECT generation FROM kms.content_keys WHERE key_id = pg_temp.id('e1')), 1, 'what was under a month is moved');
 SELECT is((SELECT count(*) FROM kms.wrapping_keys WHERE org_id = pg_temp.id('umbrella') AND month IS NOT NULL AND wrapped IS NOT NULL), 0::bigint, 'and the month''s key is removed');
+SELECT is((SELECT count(*) FROM kms.entries WHERE org_id = pg_temp.id('umbrella') AND action = 'wrapping_key.destroy'), 1::bigint, 'on record');
 UPDATE kms.organisations SET main_key_id = NULL WHERE org_id = pg_temp.id('umbrella');
 -- Back under the root: another key with that month's number, while somebody may have the one that was removed in hand?
 SELECT kms.reseal_ask(pg_temp.id('umbrella'), pg_temp.id('e1'), 'key', 1, now() + interval '40 days') IS NULL AS x \gset
@@ -397,8 +398,12 @@ SELECT is(pg_temp.resource('eve', 'last', keys => '{e3}'), 0);
 SELECT pg_temp.keep() AS x \gset
 SELECT (pg_temp.destroy('org', 'umbrella')).result -> 'result' ->> 'destruction' AS org \gset
 SELECT is(pg_temp.get('eve', 'e3'), 0, 'it waits');
+SELECT (pg_temp.agree('cmk.public_key', '{"org":"umbrella"}')).result ->> 'job' AS job \gset
+SELECT is((SELECT count(*) FROM kms.main_key_jobs WHERE org_id = pg_temp.id('umbrella')), 1::bigint, 'somebody is about to bring in a main key');
 SELECT pg_temp.days(8);
 SELECT is(kms.destructions_do(1)::text, '{"done": 0, "more": true}', 'its time is over');
+SELECT is((SELECT count(*) FROM kms.main_key_jobs WHERE org_id = pg_temp.id('umbrella')), 0::bigint, 'that is over as well');
+SELECT is((pg_temp.act('cmk.public_key', '{"org":"umbrella"}')).verdict, 404001, 'and does not begin again');
 SELECT is((pg_temp.get('eve', 'e3'), (SELECT org FROM kms.orgs_get('{umbrella}')), (SELECT count(*) FROM kms.wrapping_keys WHERE org_id = pg_temp.id('umbrella') AND wrapped IS NOT NULL))::text, '(499001,,0)', 'at once nothing of it opens');
 SELECT is((SELECT verdict FROM kms.org_set_state(gen_random_uuid(), 'umbrella', 'active', 'root')), 409002, 'and nobody resumes it');
 SELECT is((pg_temp.act('destruction.undo', jsonb_build_object('destruction', :'org'))).verdict, 409002, 'nor undoes it');
