@@ -4,13 +4,14 @@
 #   tests/faults/lifecycle.sh [--short] [--kills N] [--seed S]
 #
 #   --short     each place once
-#   --kills N   until so many have died (500); which of its places an action dies at is chosen at random
+#   --kills N   until so many have died (500); at which of its places an action dies, and how often at each, is chosen at random
 #   --seed S    repeats the choices of another run
 #
-# KMS_BUILD_DIR names a finished build that was configured with --enable-faults (kms/fault.h).  A round is: a wrapping key, the
-# root, an organisation with a main key of its own that is then destroyed, keys that end with their month, commands.  After each
-# action: every key that was not destroyed is what it was, every destroyed one is gone, nothing is half done.  After each round
-# all that is stored is opened, from a backup.  Every check is a line "ok" or "FAIL"; the last line counts them.
+# KMS_BUILD_DIR names a finished build that was configured with --enable-faults (kms/fault.h).  A round is: the root, a wrapping
+# key, an organisation with a main key of its own that is then destroyed, commands, keys that end with their month, the old root.
+# After each kill all keys are read; after each action every key that was not destroyed is what it was, every destroyed one is
+# gone, nothing is half done, and the token holds those keys that it should and no other; after each round all that is stored is
+# opened, from a backup.  Every check is a line "ok" or "FAIL"; the last line counts them.
 set -u -o pipefail
 here=$(cd "$(dirname "$0")" && pwd -P)
 top=$(cd "$here/../.." && pwd -P)
@@ -32,31 +33,32 @@ done
 RANDOM=$seed
 echo "seed $seed"
 
-# The places of each action.  cmk.asked is in a worker, not in the keeper; tests/clients ask that way.
+# The places of each action.  cmk.asked is in a worker, all others are in the keeper.
 wk=(rotation.wrapping_key.made rotation.wrapping_key.added rotation.reseal.done rotation.reseal.stored)
 root=(rotation.root.naming rotation.root.made rotation.root.sealed rotation.root.opened rotation.root.advanced
     rotation.rewrap.done rotation.rewrap.stored rotation.check.opened rotation.check.done rotation.root.retired)
-cmk=(cmk.job.taken cmk.pair.made cmk.import.made cmk.move.one cmk.move.made cmk.job.stored cmk.forgotten cmk.destroy.done
+cmk=(cmk.asked cmk.job.taken cmk.pair.made cmk.import.made cmk.move.one cmk.move.made cmk.job.stored cmk.forgotten cmk.destroy.done
     cmk.destroy.noted)
 month=(destroy.period.made destroy.key.made destroy.reseal.made destroy.reseal.stored destroy.period.gone destroy.certificate.signed)
 command=(destroy.command.done destroy.certificate.signed destroy.org.forgotten)
 all=("${wk[@]}" "${root[@]}" "${cmk[@]}" "${month[@]}" "${command[@]}" rotation.root.destroyed)
-missing=$(cd "$top" && git grep -hoE 'FAULT\("[a-z_.]*"\)' -- 'kms/*.c' 2>/dev/null | sed 's/.*"\(.*\)".*/\1/' |
-    grep -vxF -f <(printf '%s\n' "${all[@]}" cmk.asked))
+missing=$(grep -hoE 'FAULT\("[a-z_.]*"\)' "$top"/kms/*.c | sed 's/.*"\(.*\)".*/\1/' | grep -vxF -f <(printf '%s\n' "${all[@]}"))
 
 work=$(mktemp -d /tmp/kms-faults-lifecycle.XXXXXX)
 chmod 755 "$work"
 cd "$work" || exit 1
-mkdir "$work/died"
+mkdir "$work/died" "$work/left"
 KMS_FAULT=$(printf '%s,' "${all[@]}")
 export KMS_FAULT KMS_FAULT_DIR=$work/died
-for p in "${all[@]}"; do : >"$work/died/$p"; done
-declare -A times=()
-passed=0 failed=0 dead=0
+# died/PLACE: absent where it is armed, empty where it has killed, "off" else.
+for p in "${all[@]}"; do echo off >"$work/died/$p"; done
+touch "$work/kills" "$work/reads" "$work/wrong"
+passed=0 failed=0 watcher=
 ok() { passed=$((passed + 1)) && echo "ok   $*"; }
 bad() { failed=$((failed + 1)) && echo "FAIL $*"; }
 is() { if [ "$2" = "$3" ]; then ok "$1"; else bad "$1: \"$2\", not \"$3\""; fi; }
 finish() {
+    [ -z "$watcher" ] || { kill "$watcher" && wait "$watcher"; } 2>/dev/null
     "$top/kms/quickstart.sh" --stop --dir "$work/kms" >/dev/null 2>&1
     if [ "$failed" = 0 ]; then rm -rf "$work"; else echo "left for a look: $work"; fi
 }
@@ -74,8 +76,10 @@ set -a
 set +a
 bin=$(pg_bindir)
 kmsctl=$(sed -n 's/^exec \([^ ]*kmsctl\) .*/\1/p' "$KMSCTL")
-sql() { psql -XqAt -v ON_ERROR_STOP=1 "$KMS_DATABASE_URL" -c "$1"; }
-owner() { sql "SET ROLE kms_owner; SET search_path = kms, pg_catalog; $1" >/dev/null; }
+token_pin=$(cat "$work/kms/pin")
+module=$(sed -n 's/^module *= *//p' "$work/kms/kms.conf")
+sql() { psql -XqAt -v ON_ERROR_STOP=1 "$KMS_DATABASE_URL" "${@/#/-c}"; } # STATEMENT...
+owner() { sql "SET ROLE kms_owner" "SET search_path = kms, pg_catalog" "$1" >/dev/null; }
 wait_for() { # SECONDS SQL: until that is true
     local until=$((SECONDS + $1))
     until [ "$(sql "SELECT $2" 2>"$work/sql.log")" = t ]; do
@@ -101,7 +105,7 @@ agree() { # COMMAND...: asked for by one officer, approved by another
     [ -n "$id" ] || return 0
     for _ in $(seq 20); do
         "$KMSCTL_OFFICER2" --json approvals approve "$id" >/dev/null 2>"$work/ctl.log"
-        [ "$(sql "SELECT state FROM kms.approvals WHERE approval_id = '$id'")" = done ] && return
+        [ "$(sql "SELECT state FROM kms.approvals WHERE approval_id = '$id'")" = "done" ] && return
         sleep 1
     done
     cat "$work/ctl.log" >&2
@@ -130,6 +134,33 @@ kept() {
     cmp -s "$work/before" "$work/now" &&
         [ "$(as alice "$KMS_ORG" recording list "$space" | jq '[.. | objects | select(has("message"))] | length')" = 3 ]
 }
+# Reads all keys all the time, and after each kill, which it counts then; a place that has some left is armed again.  A worker
+# that dies takes its connections with it: who had one asks again.
+watch_over() {
+    local f p n try fired
+    while :; do
+        fired=()
+        for f in "$work"/died/*; do
+            [ ! -e "$f" ] || [ -s "$f" ] || fired+=("${f##*/}")
+        done
+        for try in 1 2 3; do
+            "$KMS_CLIENT" --json --token-file "$work/token-alice-$KMS_ORG" --state "$work/state-watch" resource keys "$space" \
+                >"$work/answer" 2>"$work/watch.log" && break
+            grep -qE '[45][0-9]{5}' "$work/watch.log" && break
+        done
+        jq -S '[.. | objects | select(has("jwk")) | [.uri, .jwk.k]] | sort' "$work/answer" >"$work/watched" 2>>"$work/watch.log"
+        if cmp -s "$work/before" "$work/watched"; then echo "${fired[*]}" >>"$work/reads"; else
+            { date && echo "try $try, after ${fired[*]}" && cat "$work/watch.log"; } >>"$work/wrong"
+        fi
+        for p in "${fired[@]}"; do
+            echo "$p" >>"$work/kills"
+            n=$(($(cat "$work/left/$p") - 1))
+            echo $n >"$work/left/$p"
+            if [ $n -gt 0 ]; then rm "$work/died/$p"; else echo off >"$work/died/$p"; fi
+        done
+        sleep 0.2
+    done
+}
 # Of the destroyed ones the last and some others: refused, and no row has a blob.
 all_gone() {
     local k list
@@ -147,39 +178,62 @@ half="EXISTS (SELECT FROM kms.main_key_jobs)
     OR EXISTS (SELECT FROM kms.period_keys WHERE kcv IS NULL OR (ended_at IS NOT NULL AND destroyed_at IS NULL))
     OR EXISTS (SELECT FROM kms.destructions WHERE state = 'waiting')
     OR EXISTS (SELECT FROM kms.certificates WHERE note IS NULL)
+    OR EXISTS (SELECT FROM kms.wrapping_keys w WHERE w.destroyed_at IS NOT NULL AND w.wrapped IS NOT NULL)
     OR EXISTS (SELECT FROM kms.reseals)
     OR EXISTS (SELECT FROM kms.wrapping_keys w WHERE w.destroyed_at IS NULL AND w.root_id <> kms.root_active()
         AND NOT EXISTS (SELECT FROM kms.main_keys m WHERE m.main_key_id = w.root_id AND m.state IN ('ACTIVE', 'REVOKED', 'DISABLED'))
         AND NOT EXISTS (SELECT FROM kms.period_keys p WHERE p.key_id = w.root_id AND p.destroyed_at IS NULL))"
-# arm PLACE...: the keeper dies there next time; without --short at some of them only.
+# arm PLACE...: the keeper dies there next time; without --short as often as chance will have it.
 armed=()
 arm() {
-    armed=()
+    local n
     for p; do
-        $short || [ $((RANDOM % 4)) != 0 ] || continue
+        n=1
+        $short || n=$((RANDOM % 8))
+        [ $n -gt 0 ] || continue
         armed+=("$p")
+        echo $n >"$work/left/$p"
         rm -f "$work/died/$p"
     done
+    begun=$(wc -l <"$work/kills")
 }
-# What an action must leave behind.  Places that it did not come by are disarmed.
-settle() {
-    local n=0 p
-    wait_for 240 "NOT ($half)" || {
-        bad "$1: something is half done"
-        sql "SELECT * FROM kms.rotations WHERE state = 'running'" "SELECT * FROM kms.reseals LIMIT 3" >&2
-    }
-    for p in "${armed[@]}"; do
-        if [ -e "$work/died/$p" ]; then
-            n=$((n + 1))
-            times[$p]=$((${times[$p]:-0} + 1))
-        fi
-        : >"$work/died/$p"
+# Places that an action did not come by, or not so often, are let alone, and the watcher is awaited.
+disarm() {
+    local p again=true
+    while $again; do
+        again=false
+        for p in "${armed[@]}"; do
+            echo 0 >"$work/left/$p"
+            (set -C && echo off >"$work/died/$p") 2>/dev/null
+            [ -s "$work/died/$p" ] || again=true
+        done
+        ! $again || sleep 0.1
     done
     armed=()
-    dead=$((dead + n))
-    wait_for 60 "true" # PostgreSQL answers
+}
+# Which keys are in the token, and which are to be there.
+in_token() {
+    pkcs11-tool --module "$module" --login --pin "$token_pin" --list-objects --type secrkey 2>/dev/null | sed -n 's/^ *ID: *//p' | sort
+}
+to_be_there() {
+    sql "SELECT replace(x.id::text, '-', '') FROM (SELECT root_id AS id FROM kms.roots WHERE state <> 'destroyed'
+        UNION ALL SELECT main_key_id FROM kms.main_keys WHERE destroyed_at IS NULL
+        UNION ALL SELECT key_id FROM kms.period_keys WHERE destroyed_at IS NULL) x" | sort
+}
+# What an action must leave behind.
+settle() {
+    local n
+    wait_for 240 "NOT ($half)"
+    disarm
+    n=$(($(wc -l <"$work/kills") - begun))
+    if ! wait_for 120 "NOT ($half)"; then
+        bad "$1: something is half done"
+        sql "SELECT * FROM kms.rotations WHERE state = 'running'" "SELECT * FROM kms.reseals LIMIT 3" >&2
+    fi
     if kept; then ok "$1, killed $n times: every key is what it was"; else bad "$1: keys are not what they were: $(head -c 300 "$work/why")"; fi
     if all_gone; then ok "$1: what is destroyed is gone"; else bad "$1: what is destroyed is there: $(head -c 300 "$work/why")"; fi
+    is "$1: what the token holds" "$(in_token)" "$(to_be_there)"
+    echo "     $SECONDS s"
 }
 
 # --- the actions ---
@@ -216,15 +270,18 @@ do_root_destroy() {
 settled() { wait_for 120 "NOT EXISTS (SELECT FROM kms.main_key_jobs)" || bad "a job does not end: $1"; }
 # An organisation of its own, with a main key from import to deletion; at the end it is destroyed.
 do_main_key() {
-    local org=byok-$1 theirs key pem=$work/public.pem
+    local org=byok-$1 mine theirs key pem=$work/public.pem
     ctl org add "$org" >/dev/null || bad "org add"
     theirs=$(as eve "$org" resource create --kind meeting --count 10 | uri_of)
     values eve "$org" "$theirs" >"$work/theirs"
     is "another organisation's keys" "$(jq length "$work/theirs")" 10
+    mine=$(sql "SELECT jsonb_build_object('assignedOrgId', org_id) FROM kms.organisations WHERE name = '$org'")
+    "$KMS_CLIENT" token --subject admin --org "$org" --role id_full_admin --expires-in 86400 >"$work/token-admin-$org"
     arm "${cmk[@]}"
     for _ in $(seq 20); do
-        ctl cmk public-key "$org" | jq -r .public_key >"$pem" && grep -q BEGIN "$pem" && break
-        sleep 1
+        as admin "$org" request retrieve /publicKey "$mine" 2>"$work/why" | jq -r '.. | .publicKey? // empty' |
+            sed 's/-----BEGIN PUBLIC KEY-----/&\n/; s/-----END/\n&/' | sed '/^$/d' | fold -w 64 >"$pem" && grep -q BEGIN "$pem" && break
+        sleep 0.5
     done
     settled pair
     openssl rand 32 | openssl pkeyutl -encrypt -pubin -inkey "$pem" -pkeyopt rsa_padding_mode:oaep -pkeyopt rsa_oaep_md:sha256 -out "$work/key.enc" || bad "openssl"
@@ -272,28 +329,42 @@ do_month() {
     agree retention confirm-clock || bad "confirming the clock"
     wait_for 180 "NOT EXISTS (SELECT FROM kms.period_keys WHERE destroyed_at IS NULL AND month < date_trunc('month', kms.wall()))" ||
         bad "the month's period key is still there"
+    mapfile -t -O ${#gone[@]} gone < <(echo "$early" && keys_of <<<"$ending")
+    # What the sweep had not come to when the month ended is under the present month's until it comes.
+    wait_for 120 "NOT EXISTS (SELECT FROM kms.content_keys WHERE blob IS NOT NULL AND resource_id = '$(id_of "$(uri_of <<<"$ending")")')" ||
+        bad "what ended with the month is still there"
+    wait_for 60 "NOT ($half)" || bad "the month is half done"
     owner "CREATE OR REPLACE FUNCTION wall() RETURNS timestamptz LANGUAGE plpgsql AS 'BEGIN RETURN clock_timestamp(); END'"
-    mapfile -t -O ${#gone[@]} gone < <(echo "$early"; keys_of <<<"$ending")
     settle "month"
 }
 
+# --- the run ---
+
+watch_over &
+watcher=$!
 round=0
 while :; do
     round=$((round + 1))
-    do_wrapping_key
     do_root
+    do_wrapping_key
     do_main_key $round
-    do_root_destroy
     do_month $round
+    do_root_destroy
     "$bin/pg_dump" -Fc -f "$work/dump" "$KMS_DATABASE_URL"
     out=$("$kmsctl" restore check --backup "$work/dump" --sample 10000 --config "$work/kms/kms.conf" --json 2>"$work/why")
     is "round $round: all that is stored opens" "$? $(jq -c '[.good, .keys == .keys_tried, .recordings, .destroyed]' <<<"$out")" "0 [true,true,3,0]"
+    dead=$(wc -l <"$work/kills")
     echo "     $dead kills after $SECONDS s"
     if $short || [ "$dead" -ge "$kills" ] || [ "$failed" -gt 0 ]; then break; fi
 done
+kill $watcher && wait $watcher 2>/dev/null
+watcher=
+is "all keys were read $(wc -l <"$work/reads") times, after each of $(wc -w <"$work/reads") kills, and were what they are" "$(cat "$work/wrong")" ""
 for p in $(printf '%s\n' "${all[@]}" | sort -u); do
-    if [ "${times[$p]:-0}" -gt 0 ]; then ok "killed at $p: ${times[$p]}"; else bad "never killed at $p"; fi
+    n=$(grep -cxF "$p" "$work/kills")
+    if [ "$n" -gt 0 ]; then ok "killed at $p: $n"; else bad "never killed at $p"; fi
 done
 is "the server is ready" "$("$KMSCTL" --json status | jq -r .ready)" true
+$short || [ "$failed" -gt 0 ] || is "as many kills as were asked for" "$((dead >= kills))" 1
 echo "$passed passed, $failed failed"
 [ "$failed" = 0 ]

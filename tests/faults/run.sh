@@ -4,12 +4,13 @@
 #   tests/faults/run.sh [--short] [--kills N] [--seed S] [--env FILE] [--only CHECK]...
 #
 #   --short     40 kills and shorter outages: what tests/run.sh does
-#   --kills N   how many processes are killed under load (500)
+#   --kills N   how many processes are killed under load, and how many at steps of the lifecycle (500)
 #   --seed S    repeats the choices of another run
 #   --env FILE  DIR/env of a quickstart instance to break (protocol section 11); without it one is made, and removed
 #   --only CHECK  one of the functions below instead of all
 #
-# KMS_BUILD_DIR names a finished plain build.  Every check is a line "ok" or "FAIL"; the last line counts them.
+# KMS_BUILD_DIR names a finished plain build; the one that dies at places by name (--enable-faults) is made here, unless
+# KMS_FAULTS_DIR names one or KMS_BUILD_DIR's is one.  Every check is a line "ok" or "FAIL"; the last line counts them.
 set -u
 here=$(cd "$(dirname "$0")" && pwd -P)
 top=$(cd "$here/../.." && pwd -P)
@@ -634,11 +635,48 @@ secrets() {
     claim "there is no core file${found:+: $found}" test -z "$found"
 }
 
+# --- the steps of the lifecycle, by name ---
+
+# The other scripts have instances of their own, of a build whose keeper dies where it is told to: one for all of them.
+faults_dir=${KMS_FAULTS_DIR:-}
+with_faults() { grep -q '^#define KMS_FAULTS 1' "$1/config.h" 2>/dev/null; }
+make_faults() {
+    [ -z "$faults_dir" ] || return 0
+    faults_dir=$KMS_BUILD_DIR
+    ! with_faults "$faults_dir" || return 0
+    faults_dir=$work/build-faults
+    mkdir -p "$faults_dir" && (
+        cd "$faults_dir" && "$top/configure" -q --enable-faults CFLAGS="-O1 -g" &&
+            make -s -j"$(nproc)" kms/kmsd kms/kmsctl kms/kms-client hsm/hsmd
+    ) >"$faults_dir.log" 2>&1 || { tail -n 20 "$faults_dir.log" && return 1; }
+}
+# script NAME OPTION...: its checks are counted.
+script() {
+    local out=$work/$1.out
+    if ! make_faults; then
+        fail "$1: there is no build with --enable-faults"
+        return
+    fi
+    KMS_BUILD_DIR=$faults_dir "$here/$1.sh" "${@:2}" >"$out" 2>&1 </dev/null
+    sed "/ passed, /d; s/^\(ok  \|FAIL\) /\1 $1: /" "$out"
+    passed=$((passed + $(grep -c '^ok ' "$out")))
+    failed=$((failed + $(grep -c '^FAIL ' "$out")))
+    grep -q ' passed, ' "$out" || fail "$1: broke off"
+}
+lifecycle() {
+    if $short; then script lifecycle --short --seed "$seed"; else script lifecycle --kills "$kills" --seed "$seed"; fi
+}
+rotation() { script rotation; }
+main_keys() { script main_keys; }
+
 # --- the run ---
 
 outages=(database_stopped database_frozen hsm_stopped hsm_frozen standby_lost disk_full wal_full certificate_reload
     wrong_configuration)
 others=(early_signals slow_clients garbage out_of_files terminated_under_load log_full drained run_again)
+# What the last two do and lifecycle does not: more keys to move, reads beside it without a pause, a node that lacks a new root.
+steps=(lifecycle)
+$short || steps+=(rotation main_keys)
 wanted() { [ ${#only[@]} -eq 0 ] || [[ " ${only[*]} " == *" $1 "* ]]; }
 
 main() {
@@ -661,6 +699,9 @@ main() {
     done
     confined
     secrets
+    for check in "${steps[@]}"; do
+        ! wanted "$check" || "$check"
+    done
     skip "a step of the clock: needs libfaketime in every process; durations are on the monotonic clock by design"
 
     echo "seed $seed, $skipped skipped, $SECONDS s"
