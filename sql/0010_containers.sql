@@ -70,11 +70,12 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION gate_now IS 'The gate for one request of a user';
 
-CREATE FUNCTION org_locked(p_org uuid) RETURNS integer LANGUAGE plpgsql STABLE AS $$
+CREATE FUNCTION gate_again(p_org uuid, p_channel uuid, p_resource uuid) RETURNS integer LANGUAGE plpgsql STABLE AS $$
 BEGIN
-    RETURN (SELECT o.locked FROM organisations o WHERE o.org_id = p_org);
+    RETURN gate_now(p_org, (SELECT c.subject FROM channels c WHERE c.org_id = p_org AND c.channel_id = p_channel), p_resource, clock_timestamp());
 END $$;
-COMMENT ON FUNCTION org_locked IS 'Is it locked?  For what was run before: it is answered as its record says, but nothing leaves a locked organisation';
+COMMENT ON FUNCTION gate_again IS
+    'The gate for what was run before: it is answered as its record says, but nothing leaves what is locked or frozen by now';
 
 CREATE FUNCTION gate_reason(p_gate integer) RETURNS integer LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN CASE p_gate WHEN 0 THEN 0 WHEN 405005 THEN 23 ELSE 24 END;
@@ -238,16 +239,18 @@ DECLARE
     v_found uuid[];
 BEGIN
     FOR depth IN 0 .. 8 LOOP
+        -- One by one, whatever the planner knows of the tables.
         IF EXISTS (SELECT FROM unnest(v_all[v_first:]) AS l(node) CROSS JOIN unnest(p_users) AS u(name)
-                     JOIN authorizations a ON a.org_id = p_org AND a.resource_id = l.node AND a.kind = 'user' AND a.grantee = u.name)
+                    CROSS JOIN LATERAL (
+                          SELECT FROM authorizations a WHERE a.org_id = p_org AND a.resource_id = l.node AND a.kind = 'user' AND a.grantee = u.name OFFSET 0) x)
            OR EXISTS (SELECT FROM unnest(v_all[v_first:]) AS l(node)
                         JOIN authorizations_past a ON a.org_id = p_org AND a.resource_id = l.node AND a.kind = 'user' AND a.grantee = ANY (p_users)
                          AND a.removed_at >= p_since) THEN
             RETURN true;
         END IF;
         SELECT array_agg(DISTINCT x.node) INTO v_found FROM (
-            SELECT a.grantee::uuid AS node FROM unnest(v_all[v_first:]) AS l(node)
-              JOIN authorizations a ON a.org_id = p_org AND a.resource_id = l.node AND a.kind = 'resource'
+            SELECT y.grantee::uuid AS node FROM unnest(v_all[v_first:]) AS l(node)
+             CROSS JOIN LATERAL (SELECT a.grantee FROM authorizations a WHERE a.org_id = p_org AND a.resource_id = l.node AND a.kind = 'resource' OFFSET 0) y
             UNION ALL
             SELECT a.grantee::uuid FROM unnest(v_all[v_first:]) AS l(node)
               JOIN authorizations_past a ON a.org_id = p_org AND a.resource_id = l.node AND a.kind = 'resource' AND a.removed_at >= p_since) x
@@ -519,11 +522,12 @@ BEGIN
         UPDATE fence SET touched = touched + 1
          WHERE org_id = nobody() AND (SELECT count(*) FROM recorded) < cardinality(ops)
     ), answered AS (
-        -- What was run before is answered as its record says, whatever has changed since; but nothing leaves a locked organisation.
+        -- What was run before is answered as its record says, whatever has changed since; but nothing leaves what is locked or frozen.
         SELECT j.n, j.org, j.key_id, j.blob, j.generation, j.creator, j.client_id, j.created_at, j.expires_at, j.bound_at,
                j.resource_id,
-               CASE WHEN x.said = 0 AND j.locked <> 0 THEN j.locked WHEN x.said = 0 AND j.blob IS NULL THEN 410001
-                    ELSE x.said END AS verdict
+               CASE WHEN x.said = 0 AND (j.locked <> 0 OR v_frozen) AND release_gate(j.org, j.locked, j.subject, NULL, NULL, j.resource_id) <> 0
+                    THEN release_gate(j.org, j.locked, j.subject, NULL, NULL, j.resource_id)
+                    WHEN x.said = 0 AND j.blob IS NULL THEN 410001 ELSE x.said END AS verdict
           FROM judged j
          CROSS JOIN LATERAL (
                SELECT CASE WHEN (SELECT count(*) FROM recorded) = cardinality(ops) THEN j.verdict
@@ -574,7 +578,7 @@ BEGIN
         v_entry := first_run(orgs[i], ops[i], 'key.bind', channels[i], resources[i], ARRAY[keys[i]]);
         IF v_entry.op_id IS NOT NULL THEN
             PERFORM touch_fence();
-            v_verdict := CASE v_entry.verdict WHEN 0 THEN org_locked(orgs[i]) ELSE v_entry.verdict END;
+            v_verdict := CASE v_entry.verdict WHEN 0 THEN gate_again(orgs[i], channels[i], resources[i]) ELSE v_entry.verdict END;
         ELSE
             SELECT * INTO v_caller FROM caller(orgs[i], channels[i], v_now);
             SELECT * INTO v_key FROM content_keys k WHERE k.org_id = orgs[i] AND k.key_id = keys[i];
@@ -711,7 +715,7 @@ BEGIN
         v_entry := first_run(orgs[i], ops[i], 'resource.keys', channels[i], resources[i]);
         IF v_entry.op_id IS NOT NULL THEN
             PERFORM touch_fence();
-            v_verdict := CASE v_entry.verdict WHEN 0 THEN org_locked(orgs[i]) ELSE v_entry.verdict END;
+            v_verdict := CASE v_entry.verdict WHEN 0 THEN gate_again(orgs[i], channels[i], resources[i]) ELSE v_entry.verdict END;
             v_keys := v_entry.key_ids;
         ELSE
             SELECT * INTO v_caller FROM caller(orgs[i], channels[i], v_now);
@@ -802,7 +806,7 @@ BEGIN
         v_entry := first_run(orgs[i], ops[i], 'resource.keys.create', channels[i], resources[i]);
         IF v_entry.op_id IS NOT NULL THEN
             PERFORM touch_fence();
-            v_verdict := CASE v_entry.verdict WHEN 0 THEN org_locked(orgs[i]) ELSE v_entry.verdict END;
+            v_verdict := CASE v_entry.verdict WHEN 0 THEN gate_again(orgs[i], channels[i], resources[i]) ELSE v_entry.verdict END;
             v_keys := v_entry.key_ids;
         ELSE
             SELECT * INTO v_caller FROM caller(orgs[i], channels[i], v_now);
@@ -1372,7 +1376,8 @@ BEGIN
                 RAISE EXCEPTION 'this operation id was used for something else' USING ERRCODE = 'invalid_parameter_value';
             END IF;
             PERFORM touch_fence();
-            verdict := CASE v_entry.verdict WHEN 0 THEN org_locked(orgs[i]) ELSE v_entry.verdict END;
+            verdict := CASE v_entry.verdict WHEN 0 THEN gate_again(orgs[i], channels[i], coalesce(v_resource,
+                (SELECT x.resource_id FROM recordings x WHERE x.org_id = orgs[i] AND x.recording_id = v_recording))) ELSE v_entry.verdict END;
             IF verdict <> 0 THEN
                 result := CASE WHEN v_entry.detail ? 'why' THEN jsonb_build_object('why', v_entry.detail -> 'why') END;
             ELSIF v_list THEN
@@ -1773,7 +1778,7 @@ BEGIN
     END IF;
 
     IF v_verdict = 0 AND cardinality(v_keys) > 0 THEN
-        -- A key destroyed since, or of an organisation locked since, is not in the answer, though it is in the record: the safe side.
+        -- A key destroyed, locked or frozen since is not in the answer, though it is in the record: the safe side.
         RETURN QUERY
             SELECT p_n, 0, k.key_id, k.blob, k.generation, w.root_id, w.wrapped, k.org_id, k.creator, k.client_id,
                    ms(k.created_at), ms(k.expires_at), ms(k.bound_at), k.resource_id, s.service, v_purpose, v_matter,
@@ -1782,6 +1787,7 @@ BEGIN
               JOIN content_keys k ON k.org_id = u.org AND k.key_id = u.id AND k.blob IS NOT NULL
               JOIN wrapping_keys w ON w.org_id = k.org_id AND w.generation = k.generation
               JOIN organisations o ON o.org_id = k.org_id AND o.locked = 0
+               AND (NOT v_frozen OR release_gate(k.org_id, o.locked, NULL, v_purpose, s.service, k.resource_id) = 0)
              ORDER BY CASE WHEN v_walk THEN k.bound_xact END, CASE WHEN NOT v_walk THEN k.bound_at END, k.key_id;
         IF FOUND THEN
             RETURN;
@@ -1942,7 +1948,7 @@ BEGIN
                         ELSE service_key((x.e).subject)
                    END AS public_key,
                    CASE WHEN (x.e).op_id IS NULL THEN release_code(j.reason)
-                        WHEN (x.e).verdict = 0 AND org_locked(j.org_id) <> 0 THEN org_locked(j.org_id)
+                        WHEN (x.e).verdict = 0 AND y.gate <> 0 THEN y.gate
                         WHEN (x.e).verdict = 0 AND j.blob IS NULL THEN 410001 ELSE (x.e).verdict END AS verdict,
                    CASE WHEN (x.e).op_id IS NULL THEN release_why(j.reason) ELSE (x.e).detail ->> 'why' END AS why
               FROM judged j
@@ -1950,6 +1956,10 @@ BEGIN
                    SELECT CASE WHEN (SELECT count(*) FROM recorded) < cardinality(ops)
                                THEN first_run(coalesce(j.org_id, nobody()), j.op, 'key.get', j.channel, NULL, ARRAY[j.key])
                           END AS e OFFSET 0) x
+             CROSS JOIN LATERAL (
+                   SELECT CASE WHEN (x.e).verdict = 0
+                               THEN release_gate(j.org_id, (SELECT o.locked FROM organisations o WHERE o.org_id = j.org_id), NULL, j.purpose,
+                                        (x.e).subject, j.resource_id) END AS gate OFFSET 0) y
              WHERE (SELECT g.yes FROM go g) AND (SELECT count(*) FROM noted) >= 0    -- what nobody reads is not run
         )
         SELECT j.n, j.verdict, w.key_id, w.blob, w.generation, w.root_id, w.wrapped, w.org_id, w.creator, w.client_id,

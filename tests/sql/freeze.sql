@@ -60,6 +60,7 @@ SELECT is((pg_temp.preview('{"scope":"user","target":"bob","org":"acme"}')).verd
 SELECT is(pg_temp.frozen(), '[]', 'looking freezes nothing');
 
 -- A resource.
+SELECT is((pg_temp.get('bob', 'f1', op => 'before'), (SELECT count(*) FROM pg_temp.list('bob', 'frozen room', op => 'listed') WHERE key IS NOT NULL))::text, '(0,1)', 'released');
 SELECT is(pg_temp.get('bob', 'f1'), 0, 'before: released');
 SELECT pg_temp.freeze('resource', pg_temp.id('frozen room')::text, op => 'fr') AS r \gset
 SELECT is((pg_temp.entry()).action, 'freeze', 'on record');
@@ -77,6 +78,7 @@ SELECT is((pg_temp.bind('alice', 'f3', 'frozen room')).verdict, 405006, 'nothing
 SELECT is(pg_temp.get('bob', 'f2'), 0, 'another one is released');
 SELECT is(pg_temp.keys('alice', '{f4}'), 0, 'keys are made');
 SELECT is((pg_temp.freeze('resource', pg_temp.id('frozen room')::text, ms => 7200000)).result ? 'frozen_until', true, 'frozen for longer');
+SELECT is((pg_temp.get('bob', 'f1', op => 'before'), (SELECT count(*) FROM pg_temp.list('bob', 'frozen room', op => 'listed') WHERE key IS NOT NULL))::text, '(405006,0)', 'nor does anything leave that was released before, and is run again');
 SELECT is(jsonb_array_length(pg_temp.frozen()), 1, 'is the same freeze');
 SELECT is(pg_temp.thaw('resource', upper(pg_temp.id('frozen room')::text)), 0, 'thawed, by another officer');
 SELECT is((pg_temp.entry()).action, 'thaw', 'on record');
@@ -124,8 +126,13 @@ SELECT ok((SELECT min(w.verdict) FROM pg_temp.serve('archiver', 'purpose.keys', 
 SELECT is(pg_temp.sget('indexer', 'f1'), '0', 'for another, one does');
 SELECT is(pg_temp.thaw('purpose', 'archival', 'acme'), 0, 'thawed');
 SELECT is(pg_temp.sget('archiver', 'f1', 'archival'), '0', 'one gets it again');
+SELECT is(pg_temp.sget('indexer', 'f1', op => 'served'), '0', 'so does the other');
+UPDATE kms.content_keys SET bound_xact = 1 WHERE key_id = pg_temp.id('f1');     -- of a transaction that has ended
+SELECT is((SELECT count(*) FROM pg_temp.serve('archiver', 'purpose.keys', NULL, 'archival', op => 'walked') WHERE key = pg_temp.id('f1')), 1::bigint, 'and so does a walk');
 SELECT is((pg_temp.freeze('resource', pg_temp.id('frozen room')::text)).verdict, 0, 'a resource is frozen');
 SELECT ok(pg_temp.sget('indexer', 'f1') LIKE '405006%', 'for services too');
+SELECT ok(pg_temp.sget('indexer', 'f1', op => 'served') LIKE '405006%', 'and what was served before, and is run again');
+SELECT is((SELECT count(*) FROM pg_temp.serve('archiver', 'purpose.keys', NULL, 'archival', op => 'walked') WHERE key = pg_temp.id('f1')), 0::bigint, 'also of a walk');
 SELECT is(pg_temp.thaw('resource', pg_temp.id('frozen room')::text), 0, 'thawed');
 SELECT is((pg_temp.freeze('org', 'acme')).verdict, 0, 'frozen again');
 
