@@ -47,6 +47,8 @@
 #define WHY_MAX    160
 #define BOOT_ID    "/proc/sys/kernel/random/boot_id"
 #define SIGNED_MAX 4096 /* what the HSM signs at most */
+/* How each begins, and no checkpoint of a log does: both are signed by one key. */
+#define CERTIFICATE "kms destruction certificate 1\ncertificate "
 
 /* A key on its way from one wrapping key to another. */
 struct move {
@@ -489,6 +491,9 @@ do_sign(struct destroyer *d, const json_t *item)
     if (text == NULL || strlen(text) > SIGNED_MAX || !get_uuid(item, "org", &d->org) ||
         !get_uuid(item, "certificate", &d->object))
         return KMS_ERR_PROTOCOL;
+    /* Whoever owns the database may write down what he likes: so no other text is signed. */
+    if (strncmp(text, CERTIFICATE, strlen(CERTIFICATE)) != 0)
+        return KMS_ERR_SYNTAX;
     if (!audit_key(d->k->audit, &d->org, &d->key))
         return KMS_ERR_UNAVAILABLE;
     buf_release(&d->note);

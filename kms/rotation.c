@@ -864,7 +864,7 @@ check_got(void *ctx, int err, const PGresult *res, const char *sqlstate)
 {
     struct rotator *r = ctx;
     int n = err == KMS_OK ? PQntuples(res) : 0;
-    bool channel[BATCH_MAX] = {false};
+    bool channel[BATCH_MAX] = {false}, empty[BATCH_MAX];
     struct db_params p;
 
     if (err != KMS_OK || n > BATCH_MAX) {
@@ -886,8 +886,9 @@ check_got(void *ctx, int err, const PGresult *res, const char *sqlstate)
         struct item *it = item_new(r);
 
         /* Where nothing is under it, that it seals something shows that it opens itself. */
+        empty[i] = PQgetisnull(res, i, 6);
         if (!item_wrapping_key(it, res, i, 0, 1) ||
-            (!PQgetisnull(res, i, 6) &&
+            (!empty[i] &&
              (!db_get_bool(res, i, 4, &channel[i]) || !db_get_uuid(res, i, 5, &it->object) ||
               !db_get_bytes(res, i, 6, it->blob, HSM_BLOB_LEN)))) {
             put_off(r, "database", "the answer is malformed");
@@ -899,7 +900,7 @@ check_got(void *ctx, int err, const PGresult *res, const char *sqlstate)
         struct item *it = &r->items[i];
 
         /* Sealed anew under the same: so hsmd opens it, and keeps what it finds to itself. */
-        if (it->blob[0] != 0)
+        if (!empty[i])
             err = hsm_reseal(r->k->hsm, &it->from, &it->from,
                              channel[i] ? HSM_CHANNEL_KEY : HSM_CONTENT_KEY, it->object.b, it->blob,
                              item_key_cb, it, 0, i);
