@@ -40,7 +40,8 @@
 
 #define STALE_TRIES  3
 #define ROTATE_MAX   1000 /* keys beside a removal, as rotated_with() in sql/ has it */
-#define ENCLOSE_TURN 16   /* keys enclosed to a service's key before others have their turn */
+#define ROTATE_MORE  4
+#define ENCLOSE_TURN 16 /* keys enclosed to a service's key before others have their turn */
 
 enum step { STEP_NEXT, STEP_WAIT, STEP_DONE };
 
@@ -795,7 +796,8 @@ stale(struct req *rq)
 
 /*
  * The organisation wants keys made with every removal that who is removed never had: of the
- * resource, and of what is open to it.  That may be more by the time they are made.
+ * resource, and of what is open to it.  More may be opened to it while they are made: a few more
+ * then, of which those that are not needed are thrown away.
  */
 static enum step
 rotate(struct req *rq)
@@ -804,10 +806,12 @@ rotate(struct req *rq)
 
     if (n < 1 || n > ROTATE_MAX || ++rq->tries > STALE_TRIES)
         return refuse(rq, KMS_CODE_DATABASE, NULL);
+    if (n > 1)
+        n += ROTATE_MORE << rq->tries;
     forget_minted(rq);
     free(rq->minted);
     rq->minted = NULL;
-    rq->rotates = (unsigned)n;
+    rq->rotates = (unsigned)(n < ROTATE_MAX ? n : ROTATE_MAX);
     return go(rq, REQ_ORG);
 }
 
@@ -897,7 +901,11 @@ state_judged(struct req *rq, int verdict)
         break;
     default:
         if (rq->n_minted > 0) {
-            count_add(CT_KEYS_CREATED, rq->n_minted);
+            const json_t *rotated = json_object_get(rq->result, "rotated");
+
+            count_add(CT_KEYS_CREATED, json_is_integer(rotated)
+                                           ? (uint64_t)json_integer_value(rotated)
+                                           : rq->n_minted);
             orgs_count_wraps(rq->w->orgs, name, rq->n_minted);
         }
         break;

@@ -165,11 +165,15 @@ DECLARE
     v_found uuid[];
 BEGIN
     FOR depth IN 1 .. 8 LOOP
+        -- One by one, whatever the planner knows of the tables.
         SELECT array_agg(DISTINCT r.resource_id) INTO v_found
           FROM unnest(v_all[v_first:]) AS l(node)
-          JOIN authorizations a ON a.org_id = p_org AND a.kind = 'resource' AND a.grantee = l.node::text
-          JOIN resources r
-            ON r.org_id = p_org AND r.resource_id = a.resource_id AND r.destroyed_at IS NULL AND (r.expires_at IS NULL OR r.expires_at > p_now)
+         CROSS JOIN LATERAL (
+               SELECT x.resource_id FROM authorizations x WHERE x.org_id = p_org AND x.kind = 'resource' AND x.grantee = l.node::text OFFSET 0) a
+         CROSS JOIN LATERAL (
+               SELECT x.resource_id FROM resources x
+                WHERE x.org_id = p_org AND x.resource_id = a.resource_id AND x.destroyed_at IS NULL AND (x.expires_at IS NULL OR x.expires_at > p_now)
+                LIMIT 1) r
          WHERE r.resource_id <> ALL (v_all);
         v_first := cardinality(v_all) + 1;
         EXIT WHEN v_found IS NULL OR v_first > 10000;
@@ -973,6 +977,7 @@ DECLARE
     v_locked integer;
     v_rotated uuid[] := '{}';
     v_remaining bigint;
+    v_other uuid;
     o outcome;
     j record;
 BEGIN
@@ -1011,7 +1016,9 @@ BEGIN
     -- could have.  An anonymous one is let into nothing else.
     IF setting(c.org, 'rotate.removal') = 'on' THEN
         SELECT x.resources, x.remaining INTO v_rotated, v_remaining FROM rotated_with(c.org, v_resource, EXISTS (
-            SELECT FROM authorizations a WHERE a.org_id = c.org AND a.authorization_id = ANY (v_ids) AND a.kind <> 'anonymous'), c.at) x;
+            SELECT FROM unnest(v_ids) AS i(id)
+             CROSS JOIN LATERAL (SELECT a.kind FROM authorizations a WHERE a.org_id = c.org AND a.authorization_id = i.id LIMIT 1) a
+             WHERE a.kind <> 'anonymous'), c.at) x;
         IF cardinality(v_rotated) > 0 THEN
             SELECT x.locked INTO v_locked FROM organisations x WHERE x.org_id = c.org;
             IF v_locked <> 0 THEN       -- nothing can be minted
@@ -1024,7 +1031,9 @@ BEGIN
                 RETURN refused(-1, NULL, v_resource);
             END IF;
             -- Locked already (each_item), but what was opened since.
-            PERFORM FROM resources r WHERE r.org_id = c.org AND r.resource_id = ANY (v_rotated) ORDER BY r.resource_id FOR NO KEY UPDATE;
+            FOR v_other IN SELECT u.id FROM unnest(v_rotated) AS u(id) ORDER BY u.id LOOP
+                PERFORM FROM resources r WHERE r.org_id = c.org AND r.resource_id = v_other FOR NO KEY UPDATE;
+            END LOOP;
             FOR i IN 1 .. cardinality(v_rotated) LOOP
                 v_keys := v_keys || bind_minted(c, v_rotated[i], jsonb_build_array(v_new -> (i - 1)),
                     next_bound(c.org, v_rotated[i], c.at, true), nullif((c.args ->> 'bound_ms')::bigint, 0));
@@ -1056,6 +1065,7 @@ DECLARE
     v_matter uuid;
     v_rotates boolean;
     v_lock record;
+    v_own uuid[];
     c call;
     o outcome;
 BEGIN
@@ -1109,6 +1119,7 @@ BEGIN
         v_entry := first_run(orgs[i], ops[i], p_action, channels[i]);
         v_again := v_entry.op_id IS NOT NULL;
         v_matter := NULL;
+        v_own := NULL;
         n := i;
         IF v_again THEN
             PERFORM touch_fence();
@@ -1146,14 +1157,20 @@ BEGIN
                 -- What was rotated with it has entries of its own, as every key stands in one of its resource.
                 FOR v_lock IN
                     SELECT k.resource_id AS id, array_agg(k.key_id) AS keys
-                      FROM unnest(o.keys) AS u(id) JOIN content_keys k ON k.org_id = orgs[i] AND k.key_id = u.id
-                     WHERE k.resource_id <> o.resource GROUP BY k.resource_id ORDER BY k.resource_id
+                      FROM unnest(o.keys) AS u(id)
+                     CROSS JOIN LATERAL (
+                           SELECT x.key_id, x.resource_id FROM content_keys x WHERE x.org_id = orgs[i] AND x.key_id = u.id LIMIT 1) k
+                     GROUP BY k.resource_id ORDER BY k.resource_id
                 LOOP
-                    PERFORM record_entry(orgs[i], part_op(ops[i], v_lock.id), 'resource.keys.create', 0, v_caller.kind, v_caller.subject,
-                        NULL, clients[i], channels[i], v_lock.id, v_lock.keys, NULL, requests[i], jsonb_build_object('removal', o.resource));
+                    IF v_lock.id = o.resource THEN
+                        v_own := v_lock.keys;
+                    ELSE
+                        PERFORM record_entry(orgs[i], part_op(ops[i], v_lock.id), 'resource.keys.create', 0, v_caller.kind,
+                            v_caller.subject, NULL, clients[i], channels[i], v_lock.id, v_lock.keys, NULL, requests[i],
+                            jsonb_build_object('removal', o.resource));
+                    END IF;
                 END LOOP;
-                o.keys := ARRAY(SELECT u.id FROM unnest(o.keys) AS u(id) JOIN content_keys k ON k.org_id = orgs[i] AND k.key_id = u.id
-                                 WHERE k.resource_id = o.resource);
+                o.keys := v_own;
             END IF;
             PERFORM record_entry(orgs[i], ops[i], p_action, o.verdict, v_caller.kind, v_caller.subject, o.behalf,
                 clients[i], channels[i], o.resource, o.keys, o.path, requests[i],
