@@ -686,7 +686,12 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION sweep IS 'Removes what is past its time and held by no matter, at most a batch of each kind, and certifies what it destroyed';
 
-CREATE FUNCTION destroy_target(d destructions, p_now timestamptz, p_certificate uuid, OUT verdict integer, OUT why text, OUT keys uuid[], OUT resource uuid)
+CREATE FUNCTION destruction_step() RETURNS integer LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN 5000;
+COMMENT ON FUNCTION destruction_step IS 'How many keys of a resource are destroyed in one transaction, while all who release wait';
+
+CREATE FUNCTION destroy_target(d destructions, p_now timestamptz, p_certificate uuid,
+    OUT verdict integer, OUT why text, OUT keys uuid[], OUT resource uuid, OUT more boolean)
 LANGUAGE plpgsql AS $$
 #variable_conflict use_variable
 DECLARE
@@ -696,6 +701,7 @@ DECLARE
     v_more text;
 BEGIN
     verdict := 0;
+    more := false;
     CASE d.kind
     WHEN 'key' THEN
         UPDATE content_keys k SET blob = NULL, destroyed_at = p_now WHERE k.org_id = d.org_id AND k.key_id = d.target AND k.blob IS NOT NULL
@@ -710,13 +716,18 @@ BEGIN
              INTO resource, v_gone, v_recordings;
     WHEN 'resource' THEN
         -- Waits for who is binding a key to it, and lets nobody begin.
-        PERFORM FROM resources x WHERE x.org_id = d.org_id AND x.resource_id = d.target AND x.destroyed_at IS NULL FOR UPDATE;
+        PERFORM FROM resources x WHERE x.org_id = d.org_id AND x.resource_id = d.target AND (x.destroyed_at IS NULL OR d.begun_at IS NOT NULL) FOR UPDATE;
         IF FOUND THEN
             resource := d.target;
-            SELECT * INTO r FROM destroy_resource(d.org_id, d.target, p_now, p_certificate, NULL);
+            SELECT * INTO r FROM destroy_resource(d.org_id, d.target, p_now, p_certificate, destruction_step());
             v_gone := r.gone;
             keys := r.keys;
             v_recordings := r.recordings;
+            more := r.left_over;
+            IF more THEN        -- nobody gets anything of it from now on, nor undoes it
+                UPDATE resources x SET destroyed_at = p_now WHERE x.org_id = d.org_id AND x.resource_id = d.target AND x.destroyed_at IS NULL;
+                UPDATE destructions x SET begun_at = p_now WHERE x.org_id = d.org_id AND x.destruction_id = d.destruction_id AND x.begun_at IS NULL;
+            END IF;
         END IF;
     END CASE;
     IF cardinality(coalesce(v_gone, '{}')) = 0 THEN
@@ -726,12 +737,14 @@ BEGIN
     END IF;
     v_more := format(E'destruction %s\n', d.destruction_id) || certified_officers(d.org_id, d.approval_id);
     PERFORM certify(d.org_id, p_certificate, p_now, 'command', v_more, v_gone);
-    IF d.due_at > d.created_at THEN     -- else the entry of the approval says it
+    IF d.due_at > d.created_at OR d.begun_at IS NOT NULL THEN     -- else the entry of the approval says it
         PERFORM record_control(d.org_id, gen_random_uuid(), 'keeper', d.kind || '.destroy', 0, destroy_detail(p_certificate, v_recordings)
-            || jsonb_build_object('destruction', d.destruction_id, 'approval', d.approval_id), resource, keys, NULL);
+            || jsonb_build_object('destruction', d.destruction_id, 'approval', d.approval_id) || CASE WHEN more THEN '{"more":true}'::jsonb ELSE '{}' END,
+            resource, keys, NULL);
     END IF;
 END $$;
-COMMENT ON FUNCTION destroy_target IS 'Carries out what waited: a key, a recording, a resource, and certifies it; the caller holds policy_lock()';
+COMMENT ON FUNCTION destroy_target IS
+    'Carries out what waited: a key, a recording, a resource (more: as much of it as at once, again), and certifies it; the caller holds policy_lock() the first time';
 
 -- All at once is that nothing of it opens any more; its rows follow, as many as there are.
 CREATE FUNCTION destroy_organisation(d destructions, p_now timestamptz, p_batch integer) RETURNS destructions LANGUAGE plpgsql AS $$
@@ -821,13 +834,16 @@ BEGIN
     IF v_alone THEN
         -- Whoever releases now has ended before it is destroyed.
         PERFORM policy_lock();
-        v_more := EXISTS (SELECT FROM destructions y WHERE y.state = 'waiting' AND y.begun_at IS NOT NULL AND y.cursor_id IS NOT NULL);
+        v_more := EXISTS (SELECT FROM destructions y WHERE y.state = 'waiting' AND y.begun_at IS NOT NULL AND y.held_by IS NULL
+                             AND (y.kind <> 'organisation' OR y.cursor_id IS NOT NULL));
+    ELSE
+        PERFORM policy_share();
     END IF;
-    -- The rows of an organisation that is gone need not be cleared alone.
+    -- What has begun, the rows of an organisation that is gone or of a large resource, goes on beside who releases.
     FOR d IN SELECT y.* FROM destructions y WHERE y.state = 'waiting' AND y.due_at <= v_now AND (y.begun_at IS NULL) = v_alone AND destruction_may(y, v_now)
               ORDER BY coalesce(y.looked_at, y.due_at) LIMIT 16 FOR UPDATE SKIP LOCKED
     LOOP
-        v_matter := CASE WHEN d.begun_at IS NULL THEN target_held(d.org_id, d.kind, d.target, v_now) END;
+        v_matter := CASE WHEN d.kind <> 'organisation' OR d.begun_at IS NULL THEN target_held(d.org_id, d.kind, d.target, v_now) END;
         UPDATE destructions y SET looked_at = clock_timestamp(), held_by = v_matter WHERE y.org_id = d.org_id AND y.destruction_id = d.destruction_id;
         IF v_matter IS NOT NULL THEN
             IF d.held_by IS DISTINCT FROM v_matter THEN
@@ -843,6 +859,8 @@ BEGIN
         END IF;
         v_certificate := gen_random_uuid();
         SELECT * INTO x FROM destroy_target(d, v_now, v_certificate);
+        v_more := v_more OR x.more;
+        EXIT WHEN x.more;
         UPDATE destructions y SET state = CASE WHEN x.verdict = 0 THEN 'done' ELSE 'undone' END, ended_at = v_now,
                certificate_id = CASE WHEN x.verdict = 0 THEN v_certificate END
          WHERE y.org_id = d.org_id AND y.destruction_id = d.destruction_id;
@@ -1040,6 +1058,15 @@ BEGIN
     END IF;
 END $$;
 COMMENT ON FUNCTION period_made IS 'A period key is in the HSM';
+
+CREATE FUNCTION period_renew(key uuid) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp AS $$
+#variable_conflict use_variable
+BEGIN
+    UPDATE period_keys p SET key_id = gen_random_uuid() WHERE p.org_id = nobody() AND p.key_id = key AND p.kcv IS NULL AND p.ended_at IS NULL;
+    RETURN FOUND;
+END $$;
+COMMENT ON FUNCTION period_renew IS 'Another id for a period key that does not work; true: nothing is or ever will be under the old one, which may be destroyed';
 
 CREATE FUNCTION month_key_add(org uuid, period uuid, wrapped bytea, kcv bytea) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp AS $$
@@ -1484,6 +1511,10 @@ BEGIN
             CASE d.kind WHEN 'key' THEN ARRAY[d.target] END, NULL)::deed;
     END IF;
     SELECT * INTO x FROM destroy_target(d, v_now, v_certificate);
+    IF x.more THEN
+        RETURN ROW(0, jsonb_build_object('destruction', d.destruction_id, 'due', ms(d.due_at), 'certificate', v_certificate, 'keys', coalesce(cardinality(x.keys), 0)),
+            x.resource, x.keys, NULL)::deed;
+    END IF;
     UPDATE destructions t SET state = CASE x.verdict WHEN 0 THEN 'done' ELSE 'undone' END, ended_at = v_now, certificate_id = CASE x.verdict WHEN 0 THEN v_certificate END
      WHERE t.org_id = d.org_id AND t.destruction_id = d.destruction_id;
     RETURN ROW(x.verdict, CASE x.verdict WHEN 0 THEN jsonb_build_object('destruction', d.destruction_id, 'certificate', v_certificate,
@@ -1592,5 +1623,5 @@ BEGIN
 END $$;
 
 GRANT EXECUTE ON FUNCTION mint_under TO kms_worker;
-GRANT EXECUTE ON FUNCTION clock_tick, clock_show, destructions_do, destroy_work, period_made, month_key_add, reseal_done, node_forgot, destruction_waiting,
+GRANT EXECUTE ON FUNCTION clock_tick, clock_show, destructions_do, destroy_work, period_made, period_renew, month_key_add, reseal_done, node_forgot, destruction_waiting,
     certificate_signed, certificate_list, certificate_show, retention_preview, destruction_list TO kms_keeper;

@@ -2,7 +2,7 @@
 BEGIN;
 \ir fixture.psql
 \ir officers.psql
-SELECT plan(198);
+SELECT plan(212);
 
 SET search_path = public, kms;
 -- The sweeper will be long past these.
@@ -322,6 +322,29 @@ SELECT is((pg_temp.act('matter.close', jsonb_build_object('matter', :'matter')))
 SELECT is(pg_temp.sweep(), '3 resources, 3 keys, 1 recordings', 'then it goes');
 SELECT is((SELECT count(*) FROM kms.authorizations_past), 0::bigint, 'and so does what was remembered');
 SELECT pg_temp.days(0);
+
+-- A resource with so many keys that nobody could wait for it: in steps, and gone at the first.
+CREATE OR REPLACE FUNCTION kms.destruction_step() RETURNS integer LANGUAGE sql IMMUTABLE RETURN 2;
+SELECT is(pg_temp.keys('alice', '{v1,v2,v3,v4,v5,w1,w2,w3}'), 0);
+SELECT is(pg_temp.resource('alice', 'large', pg_temp.users('bob'), '{v1,v2,v3,v4,v5}'), 0);
+SELECT (pg_temp.destroy('resource', 'large')).result -> 'result' ->> 'destruction' AS one \gset
+SELECT pg_temp.days(8);
+SELECT is(kms.destructions_do(100)::text, '{"done": 0, "more": true}', 'two of five');
+SELECT is((SELECT count(*) FROM kms.content_keys WHERE resource_id = pg_temp.id('large') AND blob IS NOT NULL), 3::bigint, 'three are left');
+SELECT is((SELECT max(pg_temp.get('bob', k)) || ' ' || min(pg_temp.get('bob', k)) FROM unnest('{v1,v2,v3,v4,v5}'::text[]) k), '410001 410001', 'that nobody gets');
+SELECT is((pg_temp.act('destruction.undo', jsonb_build_object('destruction', :'one'::uuid))).verdict, 409002, 'nor brings back');
+SELECT is((kms.destructions_do(100), kms.destructions_do(100))::text, '("{""done"": 0, ""more"": true}","{""done"": 1, ""more"": false}")', 'then the others');
+SELECT is((SELECT count(*) FROM kms.content_keys WHERE resource_id = pg_temp.id('large') AND blob IS NOT NULL), 0::bigint, 'all of them');
+SELECT is((SELECT count(*) FROM kms.certificates WHERE text LIKE '%destruction ' || :'one' || '%'), 3::bigint, 'each step has its certificate');
+SELECT pg_temp.days(0);
+SELECT kms.destruction_waiting(0);
+SELECT is(pg_temp.resource('alice', 'large at once', pg_temp.users('bob'), '{w1,w2,w3}'), 0);
+SELECT is((pg_temp.destroy('resource', 'large at once')).verdict, 0, 'without a waiting period the first step is at once');
+SELECT is((SELECT count(blob) FROM kms.content_keys WHERE resource_id = pg_temp.id('large at once')), 1::bigint);
+SELECT is(kms.destructions_do(100)::text, '{"done": 1, "more": false}', 'and the others follow');
+SELECT is((SELECT count(blob) FROM kms.content_keys WHERE resource_id = pg_temp.id('large at once')), 0::bigint, 'all');
+SELECT kms.destruction_waiting(604800000);
+CREATE OR REPLACE FUNCTION kms.destruction_step() RETURNS integer LANGUAGE sql IMMUTABLE RETURN 5000;
 
 -- ------------------------------------------------------------------------------------------------ the clock
 SELECT is(pg_temp.keys('alice', '{t1,t2}', unbound_ms => 86400000::bigint * 20), 0);
