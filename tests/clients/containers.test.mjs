@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict';
 import {execFileSync} from 'node:child_process';
 import {test} from 'node:test';
+import {setTimeout as sleep} from 'node:timers/promises';
 import {env} from './lib/env.mjs';
 import {Channel, DATE, ok, randomId, refused, uriOf} from './lib/kms.mjs';
 import {setRule} from './lib/officers.mjs';
@@ -272,7 +273,7 @@ for (const how of ['himself', 'through a space'])
                     {method: 'retrieve', uri: `${made.uri}/keys`, count: 1},
                     i === 0 ? {method: 'update', uri: unbound[Math.floor(n / 3)].uri, resourceUri: made.uri} : {method: 'create', uri: `${made.uri}/keys`, count: 1},
                 ][n % 3])));
-                const removed = owner.delete(`${from.uri}/authorizations?authId=${y.sub}`);
+                const removed = sleep(3 * round).then(() => owner.delete(`${from.uri}/authorizations?authId=${y.sub}`));
                 for (const answer of (await Promise.all(flood)).flat()) {
                     if (answer.status >= 300) { late++, refused(answer, 403001); continue; }
                     had++;

@@ -353,7 +353,7 @@ test('kms-client makes the encrypted file, and node-scr opens it', async () => {
 
 // --- retention ---
 
-const day = 86400000, org = env.KMS_ORG2;
+const day = 86400000, org = env.KMS_ORG_BYOK;
 const clerk = await Channel.open(new User({org})); /* of an organisation that keeps nothing for ever */
 /* As if it had been made that much earlier: nobody waits for months here. */
 const age = (made, ms) => psql(`UPDATE kms.recordings SET created_at = created_at - ${ms} * interval '1 ms', expires_at = expires_at - ${ms} * interval '1 ms'
