@@ -423,7 +423,8 @@ BEGIN
     IF org = nobody() THEN
         SELECT t.generation INTO v_current FROM installation t WHERE t.org_id = org FOR NO KEY UPDATE;
     ELSE
-        SELECT o.generation, o.main_key_id INTO v_current, v_main_key FROM organisations o WHERE o.org_id = org FOR NO KEY UPDATE;
+        SELECT o.generation, o.main_key_id INTO v_current, v_main_key FROM organisations o
+         WHERE o.org_id = org AND o.state <> 'destroyed' FOR NO KEY UPDATE;
     END IF;
     SELECT * INTO v_before FROM done_before(CASE WHEN v_current IS NULL THEN nobody() ELSE org END, op, 'wrapping_key.add');
     IF v_before.seen THEN

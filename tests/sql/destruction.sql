@@ -2,7 +2,7 @@
 BEGIN;
 \ir fixture.psql
 \ir officers.psql
-SELECT plan(212);
+SELECT plan(213);
 
 SET search_path = public, kms;
 -- The sweeper will be long past these.
@@ -438,6 +438,8 @@ SELECT is(kms.destructions_do(1) ->> 'done', '1', 'done');
 SELECT ok(c.text ~ 'why organisation\ndestruction [^\n]*\napproval [^\n]*\nrequested [^\n]*\n(approved [^\n]*\n){2}resources 2 [^\n]*\nkeys 2 [^\n]*\nwrapping-keys [0-9]+ [^\n]*\n(wrapping-key [^\n]* destroyed\n)+$', 'certified')
   FROM kms.certificates c JOIN kms.destructions d USING (certificate_id) WHERE d.kind = 'organisation';
 SELECT is((pg_temp.destroy('org', 'umbrella')).verdict, 409002, 'once');
+SELECT is((SELECT verdict FROM kms.wrapping_key_add(gen_random_uuid(), pg_temp.id('umbrella'), o.generation + 1, pg_temp.id('root'), pg_temp.bytes(40), pg_temp.bytes(8), 'keeper')), 404001, 'it gets no wrapping key')
+  FROM kms.organisations o WHERE o.name = 'umbrella';
 
 -- ------------------------------------------------------------------------------------------------ certificates, previews
 SELECT is((SELECT count(*) FROM kms.certificates WHERE octet_length(text) > 4096), 0::bigint, 'each can be signed');
