@@ -243,17 +243,35 @@ broken_destroyed(void *ctx, uint64_t id, unsigned index, int err, const unsigned
     item_end(ctx, "a period key that was half made", err);
 }
 
+/* Another keeper may have been quicker, and it works for him: it is destroyed only when nobody can
+ * ever use it. */
+static void
+period_renewed(void *ctx, int err, const PGresult *res, const char *sqlstate)
+{
+    struct destroyer *d = ctx;
+    bool renewed = false;
+
+    if (err != KMS_OK || !db_get_bool(res, 0, 0, &renewed)) {
+        put_off(d, "database", kms_strerror(err != KMS_OK ? err : KMS_ERR_PROTOCOL));
+        return;
+    }
+    d->again = true;
+    if (renewed)
+        err = hsm_key_destroy(d->k->hsm, HSM_PERIOD, d->object.b, broken_destroyed, d, 0);
+    if (!renewed || err != KMS_OK)
+        item_end(d, "a period key that was half made", err);
+}
+
 static void
 period_made(void *ctx, uint64_t id, unsigned index, int err, const unsigned char *kcv, size_t len)
 {
     struct destroyer *d = ctx;
     struct db_params p;
 
-    /* Nothing was ever wrapped by it: it is told only now. */
     if (err == KMS_ERR_KEY || err == KMS_ERR_STATE) {
-        err = hsm_key_destroy(d->k->hsm, HSM_PERIOD, d->object.b, broken_destroyed, d, 0);
-        if (err != KMS_OK)
-            item_end(d, "a period key that was half made", err);
+        db_params_init(&p);
+        db_uuid(&p, &d->object);
+        ask(d, KS_PERIOD_RENEW, &p, period_renewed);
         return;
     }
     if (err == KMS_OK && len != HSM_KCV_LEN)

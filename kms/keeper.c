@@ -166,6 +166,7 @@ static const struct db_statement statements[KS_N] = {
     [KS_DESTROY_WORK] = {"destroy_work", "SELECT kms.destroy_work($1, $2::text::boolean, $3)", 3},
     /* period key, kcv */
     [KS_PERIOD_MADE] = {"period_made", "SELECT kms.period_made($1, $2)", 2},
+    [KS_PERIOD_RENEW] = {"period_renew", "SELECT kms.period_renew($1)", 1},
     /* org, period key, wrapped, kcv */
     [KS_MONTH_KEY_ADD] = {"month_key_add", "SELECT kms.month_key_add($1, $2, $3, $4)", 4},
     /* orgs, objects, kinds, befores, generations, generations to be, afters */

@@ -52,6 +52,7 @@ struct job {
     struct uuid org, op, main_key, pair, to;
     enum job_kind kind;
     bool allow_128;
+    bool broken; /* what is in the HSM under the id that it was to make does not work */
     unsigned char ek[EK_MAX];
     size_t ek_len;
     struct move *moves; /* owned */
@@ -151,6 +152,16 @@ job_leave(struct job *j, const char *why)
 }
 
 static void
+cleared_cb(void *ctx, uint64_t id, unsigned index, int err, const unsigned char *p, size_t len)
+{
+    struct job *j = ctx;
+
+    job_log(j, "main key: what did not work under the pair's old id",
+            err == KMS_OK ? "it is removed" : kms_strerror(err));
+    job_free(j);
+}
+
+static void
 ended_cb(void *ctx, int err, const PGresult *res, const char *sqlstate)
 {
     struct job *j = ctx;
@@ -163,7 +174,13 @@ ended_cb(void *ctx, int err, const PGresult *res, const char *sqlstate)
         job_leave(j, "the organisation's wrapping keys are others meanwhile");
     else if (verdict != 0)
         job_leave(j, "it was given up meanwhile");
-    else {
+    else if (j->broken) {
+        /* A main key is taken out as others are that came to nothing; of pairs nobody keeps a list.
+         */
+        if (j->kind != JOB_PAIR ||
+            hsm_key_destroy(m->k->hsm, HSM_IMPORT, j->pair.b, cleared_cb, j, 0) != KMS_OK)
+            job_free(j);
+    } else {
         FAULT("cmk.job.stored");
         job_log(j, "main key: done", NULL);
         job_free(j);
@@ -207,25 +224,18 @@ job_refuse(struct job *j, int verdict, const char *why)
     job_end(j, verdict, json_pack("{s:s}", "why", why));
 }
 
+/*
+ * Another keeper may have been quicker, and it works for him: so nothing is destroyed by what this
+ * one saw.  The job ends, and with it every use of the id; who asks again gets another.
+ */
 static void
-cleared_cb(void *ctx, uint64_t id, unsigned index, int err, const unsigned char *p, size_t len)
+job_broken(struct job *j)
 {
-    struct job *j = ctx;
+    static const char why[] = "what is in the HSM under the new key's id does not work; ask again";
 
-    job_leave(j,
-              err == KMS_OK ? "what a crash had left under its id is removed" : kms_strerror(err));
-}
-
-/* What is there under this id was never in use: its job has not ended. */
-static void
-job_clear(struct job *j)
-{
-    enum hsm_kind kind = j->kind == JOB_PAIR ? HSM_IMPORT : HSM_MAIN;
-    const struct uuid *id = j->kind == JOB_PAIR ? &j->pair : &j->main_key;
-    int r;
-
-    if ((r = hsm_key_destroy(j->m->k->hsm, kind, id->b, cleared_cb, j, 0)) != KMS_OK)
-        job_leave(j, kms_strerror(r));
+    j->broken = true;
+    job_log(j, "main key: refused", why);
+    job_end(j, KMS_CODE_HSM_SILENT, json_pack("{s:s, s:b}", "why", why, "broken", 1));
 }
 
 /* What the HSM says instead of doing it. */
@@ -238,7 +248,7 @@ job_failed(struct job *j, int err)
         if (j->kind == JOB_MOVE)
             job_refuse(j, KMS_CODE_HSM_SILENT, "the HSM has a key that does not work");
         else
-            job_clear(j);
+            job_broken(j);
         break;
     case KMS_ERR_CRYPTO:
         if (j->kind == JOB_IMPORT)
@@ -458,9 +468,14 @@ job_begin(struct main_keys *m, const json_t *o)
 static void
 forgotten_cb(void *ctx, uint64_t id, unsigned index, int err, const unsigned char *p, size_t len)
 {
-    /* It is refused by the database in any case; and a hsmd that is away holds nothing. */
-    if (err != KMS_OK)
-        log_debug("main key: not forgotten", "why", kms_strerror(err), NULL);
+    struct main_keys *m = ctx;
+
+    /* It is refused by the database in any case, and a hsmd that is away holds nothing; one that is
+     * busy is told again. */
+    if (err == KMS_OK)
+        return;
+    log_debug("main key: not forgotten", "why", kms_strerror(err), NULL);
+    m->change = NO_CHANGE;
 }
 
 struct gone {
@@ -521,6 +536,7 @@ work_cb(void *ctx, int err, const PGresult *res, const char *sqlstate)
     struct uuid id;
     const char *text;
     size_t i, len;
+    int r;
 
     m->asking = false;
     if (err != KMS_OK || PQntuples(res) != 1 || (text = db_get_json(res, 0, 0, &len)) == NULL ||
@@ -528,14 +544,15 @@ work_cb(void *ctx, int err, const PGresult *res, const char *sqlstate)
         log_warn("main key: no answer about work", "why", kms_strerror(err), NULL);
         return;
     }
+    m->change = json_integer_value(json_object_get(work, "change"));
     json_array_foreach(json_object_get(work, "forget"), i, one)
     {
         text = json_string_value(one);
-        if (text != NULL && uuid_parse(&id, text, strlen(text)) == KMS_OK)
-            hsm_forget(m->k->hsm, id.b, forgotten_cb, m, 0);
+        if (text != NULL && uuid_parse(&id, text, strlen(text)) == KMS_OK &&
+            (r = hsm_forget(m->k->hsm, id.b, forgotten_cb, m, 0)) != KMS_OK)
+            forgotten_cb(m, 0, 0, r, NULL, 0);
     }
     FAULT("cmk.forgotten");
-    m->change = json_integer_value(json_object_get(work, "change"));
     json_array_foreach(json_object_get(work, "jobs"), i, one)
     {
         job_begin(m, one);

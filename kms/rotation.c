@@ -77,7 +77,7 @@ struct rotator {
     struct uuid rotation_id, to;
     struct hsm_wrapping_key sentinel;
     unsigned char kcv[HSM_KCV_LEN];
-    bool cleared; /* what was broken under the new id was destroyed once */
+    struct uuid broken; /* under this id the token has something that does not work */
     struct uuid after_org;
     int32_t after_generation;
     int64_t good, bad;  /* of this walk */
@@ -341,7 +341,6 @@ turn_got(void *ctx, int err, const PGresult *res, const char *sqlstate)
         r->after_generation = 0;
         r->good = r->bad = r->held = 0;
         r->why[0] = '\0';
-        r->cleared = false;
     }
     open_next(r);
 }
@@ -571,7 +570,7 @@ root_turned(void *ctx, int err, const PGresult *res, const char *sqlstate)
 }
 
 static void
-root_name(struct rotator *r, const char *was)
+root_name(struct rotator *r, const char *was, db_cb *cb)
 {
     struct db_params p;
     int err;
@@ -585,7 +584,7 @@ root_name(struct rotator *r, const char *was)
     db_text(&p, was);
     db_uuid(&p, &r->to);
     FAULT("rotation.root.naming");
-    ask(r, KS_ROOT_NAME, &p, root_turned);
+    ask(r, KS_ROOT_NAME, &p, cb);
 }
 
 static void
@@ -626,17 +625,35 @@ root_sentinel(void *ctx, uint64_t id, int err, const unsigned char root[HSM_ID_L
         root_problem(r, kms_strerror(err));
 }
 
-static void root_make(struct rotator *r);
-
 static void
 root_cleared(void *ctx, uint64_t id, unsigned index, int err, const unsigned char *p, size_t len)
 {
     struct rotator *r = ctx;
+    char root[UUID_TEXT + 1];
 
-    if (err != KMS_OK)
-        root_problem(r, kms_strerror(err));
-    else
-        root_make(r);
+    uuid_format(root, &r->broken);
+    log_warn("a root that was half made, and never used", "root", root, "why",
+             err == KMS_OK ? "destroyed" : kms_strerror(err), NULL);
+    root_turned(r, KMS_OK, NULL, NULL);
+}
+
+/* Another keeper may have been quicker, and it works for him: so it is destroyed only when the new
+ * root has another id, and nobody can ever use this one. */
+static void
+root_renamed(void *ctx, int err, const PGresult *res, const char *sqlstate)
+{
+    struct rotator *r = ctx;
+    const char *text;
+    struct uuid now;
+
+    if (err != KMS_OK) {
+        put_off(r, "database", kms_strerror(err));
+        return;
+    }
+    if ((text = db_get_text(res, 0, 0)) == NULL || uuid_parse(&now, text, strlen(text)) != KMS_OK ||
+        memcmp(now.b, r->broken.b, UUID_LEN) == 0 ||
+        hsm_key_destroy(r->k->hsm, HSM_ROOT, r->broken.b, root_cleared, r, 0) != KMS_OK)
+        root_turned(r, KMS_OK, NULL, NULL);
 }
 
 static void
@@ -651,15 +668,14 @@ root_made(void *ctx, uint64_t id, unsigned index, int err, const unsigned char *
         err = hsm_wrapping_key_new_under(r->k->hsm, r->to.b, root_sentinel, r, 0);
         break;
     case KMS_ERR_KEY:
-        /* A crash of the token's left it; nobody has used it, for it was never recorded. */
-        if (r->cleared)
-            break;
-        r->cleared = true;
-        err = hsm_key_destroy(r->k->hsm, HSM_ROOT, r->to.b, root_cleared, r, 0);
-        break;
+        /* A crash of the token's left it. */
+        r->broken = r->to;
+        uuid_format(was, &r->broken);
+        root_name(r, was, root_renamed);
+        return;
     case KMS_ERR_STATE:
         uuid_format(was, &r->to); /* not the youngest: another id */
-        root_name(r, was);
+        root_name(r, was, root_turned);
         return;
     default:
         break;
@@ -942,7 +958,7 @@ root_step(struct rotator *r)
         return;
     }
     if (strcmp(r->phase, "name") == 0) {
-        root_name(r, "");
+        root_name(r, "", root_turned);
     } else if (strcmp(r->phase, "make") == 0) {
         root_make(r);
     } else if (!get_uuid(json_object_get(rotation, "to"), &r->to)) {

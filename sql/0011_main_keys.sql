@@ -405,7 +405,7 @@ BEGIN
     PERFORM policy_lock();
     PERFORM FROM organisations o WHERE o.org_id = org FOR NO KEY UPDATE;
     SELECT x.* INTO j FROM main_key_jobs x WHERE x.org_id = org AND x.op_id = op FOR UPDATE;
-    IF NOT FOUND AND EXISTS (SELECT FROM entries e WHERE e.org_id = org AND e.op_id = op AND e.verdict = 0) THEN
+    IF NOT FOUND AND verdict = 0 AND EXISTS (SELECT FROM entries e WHERE e.org_id = org AND e.op_id = op AND e.verdict = 0) THEN
         PERFORM touch_fence();      -- this is its second run
         RETURN 0;
     ELSIF NOT FOUND THEN
@@ -414,6 +414,11 @@ BEGIN
          WHERE m.org_id = org AND m.main_key_id = arg_uuid(args -> 'main_key') AND m.state = 'IMPORTING';
         RETURN 404001;
     ELSIF verdict <> 0 THEN
+        IF (args ->> 'broken')::boolean AND j.kind = 'pair' THEN    -- whoever asks next has another id; this one is nobody's any more
+            UPDATE import_pairs i SET pair_id = gen_random_uuid() WHERE i.org_id = org AND i.pair_id = j.pair_id AND i.public_key IS NULL
+                RETURNING i.pair_id INTO v_to;
+            UPDATE main_key_jobs x SET pair_id = v_to WHERE x.org_id = org AND x.pair_id = j.pair_id AND v_to IS NOT NULL;
+        END IF;
         PERFORM main_key_close(j, verdict, jsonb_build_object('why', args -> 'why')
             || CASE WHEN j.main_key_id IS NULL OR j.kind = 'import' THEN '{}' ELSE jsonb_build_object('main_key', j.main_key_id) END);
         RETURN 0;
@@ -469,7 +474,7 @@ BEGIN
     RETURN 0;
 END $$;
 COMMENT ON FUNCTION main_key_end IS
-    'Ends a job as the HSM has done it, or with why it could not: 0; -1: the wrapping keys are others meanwhile, plan anew; 404001: it was given up';
+    'Ends a job as the HSM has done it, or with why it could not (broken: what is under the id that it was to make does not work): 0; -1: the wrapping keys are others meanwhile, plan anew; 404001: it was given up';
 
 CREATE FUNCTION main_key_gone(org uuid, main_key uuid) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp AS $$

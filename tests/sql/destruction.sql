@@ -2,7 +2,7 @@
 BEGIN;
 \ir fixture.psql
 \ir officers.psql
-SELECT plan(213);
+SELECT plan(219);
 
 SET search_path = public, kms;
 -- The sweeper will be long past these.
@@ -460,6 +460,18 @@ DELETE FROM kms.retention_days;
 INSERT INTO kms.retention_days VALUES (pg_temp.id('acme'), (kms.wall() AT TIME ZONE 'UTC')::date - 1, '{"resources":7,"keys":0,"recordings":0,"commands":0,"held":0}');
 SELECT is(x -> 'yesterday' ->> 'resources', '7', 'the preview says what yesterday''s said') FROM jsonb_array_elements(kms.retention_preview('acme', NULL, 10) -> 'organisations') x;
 SELECT is((SELECT count(*) FROM kms.retention_days WHERE org_id = pg_temp.id('acme')), 2::bigint, 'and keeps its own');
+
+-- ------------------------------------------------------------------------------------------------ what does not work in the HSM
+SELECT kms.month_ask(pg_temp.id('acme'), '2099-01-01') ->> 'period' AS period \gset
+SELECT ok(kms.period_renew(:'period'), 'a period key that does not work gets another id');
+SELECT ok(NOT kms.period_renew(:'period'), 'once');
+SELECT kms.period_made(:'period', '\x0102030405060708');
+SELECT ok(bool_and(kcv IS NULL), 'a keeper that made the old one after all is too late') FROM kms.period_keys WHERE month = '2099-01-01';
+SELECT kms.month_ask(pg_temp.id('acme'), '2099-01-01') ->> 'period' AS renewed \gset
+SELECT isnt(:'renewed'::uuid, :'period'::uuid, 'the new id is asked for');
+SELECT kms.period_made(:'renewed', '\x0102030405060708');
+SELECT ok(NOT kms.period_renew(:'renewed'), 'one that was made stays');
+SELECT is((SELECT key_id FROM kms.period_keys WHERE month = '2099-01-01'), :'renewed'::uuid, 'under its id');
 
 SELECT * FROM finish();
 ROLLBACK;

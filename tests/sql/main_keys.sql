@@ -65,13 +65,20 @@ SELECT is((pg_temp.cmk('cmk.list')).verdict, 0, 'or its name');
 
 -- The pair, then a main key.
 SELECT is((pg_temp.cmk('cmk.create', '{"ciphertext":"00"}')).verdict, 409002, 'nothing can be imported without a pair');
+SELECT pg_temp.cmk('cmk.public_key', op => 'broken') \gset
+SELECT pg_temp.work() AS broken \gset
+SELECT is(pg_temp.ends(:'broken'::jsonb #> '{jobs,0}', '{"why":"it does not work","broken":true}', 502001), 0, 'what does not work in the HSM is refused');
+SELECT is((pg_temp.cmk('cmk.public_key', op => 'broken')).verdict, 502001, 'and the user told to ask again');
 SELECT is((pg_temp.cmk('cmk.public_key', op => 'pair')).result, '{"waiting":true}', 'the pair is to be made');
 SELECT is((pg_temp.cmk('cmk.public_key', op => 'pair')).result, '{"waiting":true}', 'asking again makes no second job');
 SELECT is((SELECT count(*) FROM kms.main_key_jobs), 1::bigint, 'there is one');
 SELECT pg_temp.work() AS w \gset
 SELECT is(:'w'::jsonb #>> '{jobs,0,kind}', 'pair', 'the keeper gets it');
 SELECT is(pg_temp.work('other') -> 'jobs', '[]', 'and no other');
+SELECT isnt(:'w'::jsonb #>> '{jobs,0,pair}', :'broken'::jsonb #>> '{jobs,0,pair}', 'under another id than what did not work');
+SELECT is(pg_temp.ends(:'broken'::jsonb #> '{jobs,0}', '{"public_key":"3002"}'), 404001, 'a keeper that made it after all is too late');
 SELECT is(pg_temp.ends(:'w'::jsonb #> '{jobs,0}', '{"public_key":"3001"}'), 0, 'it is made');
+SELECT is(pg_temp.ends(:'w'::jsonb #> '{jobs,0}', '{"why":"it does not work","broken":true}', 502001), 404001, 'a slower keeper to which it was broken is not told that it may be destroyed');
 SELECT is((pg_temp.cmk('cmk.public_key', op => 'pair')).result, '{"public_key":"3001"}', 'and answered');
 SELECT is((pg_temp.entry()).action, 'cmk.public_key', 'and on record');
 SELECT is((pg_temp.cmk('cmk.public_key')).result, '{"public_key":"3001"}', 'the next one gets the same at once');

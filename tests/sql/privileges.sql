@@ -13,7 +13,7 @@ INSERT INTO allowed VALUES
                      destruction_list,destruction_waiting,destructions_do,explain,freeze_act,freeze_preview,freezes_list,generations_unneeded,key_show,log_checkpoint_add,
                      log_cosign,log_due,log_entries,log_find,log_hashes,log_nodes_get,log_notes,log_sequence,log_show,log_strays,log_stream_done,log_stream_next,
                      main_key_end,main_key_gone,main_key_work,main_keys_list,matter_list,matter_report,matter_show,month_key_add,node_forgot,node_root,node_turn,org_add,
-                     org_set_state,org_show,orgs_get,orgs_list,period_made,person_erase,purposes_list,reseal_begin,reseal_done,reseal_next,reseal_store,resource_show,
+                     org_set_state,org_show,orgs_get,orgs_list,period_made,period_renew,person_erase,purposes_list,reseal_begin,reseal_done,reseal_next,reseal_store,resource_show,
                      retention_preview,rewrap_next,rewrap_store,root_add,root_get,root_rotation_advance,root_rotation_end,root_rotation_made,root_rotation_name,roots_list,
                      rotation_problem,rotations_status,server_check,service_show,services_list,settings_list,stats,sweep,token_keys,wrapping_key_add,wrapping_keys_due}');
 CREATE TEMP TABLE tables AS
