@@ -302,7 +302,7 @@ COMMENT ON FUNCTION root_rotation_advance IS
 
 CREATE FUNCTION rewrap_next(after_org uuid, after_generation integer, lim integer)
 RETURNS TABLE (org uuid, generation integer, root uuid, wrapped bytea)
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp SET enable_seqscan = off AS $$
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
@@ -339,7 +339,7 @@ COMMENT ON FUNCTION rewrap_store IS 'Puts those that are as they were under the 
 
 CREATE FUNCTION check_next(after_org uuid, after_generation integer, lim integer)
 RETURNS TABLE (org uuid, generation integer, root uuid, wrapped bytea, channel boolean, object uuid, blob bytea)
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp SET enable_seqscan = off AS $$
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
 DECLARE
     v_from uuid;
@@ -514,15 +514,16 @@ CREATE FUNCTION reseal_next(lim integer)
 RETURNS TABLE (rotation uuid, org uuid, part text, object uuid, generation integer, root uuid, wrapped bytea, blob bytea,
     to_generation integer, to_root uuid, to_wrapped bytea, scanned uuid, more boolean)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, kms, pg_temp
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET enable_bitmapscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
     v_now timestamptz(3) := clock_timestamp();
     v_scan integer := lim * 20;
     v_old integer[];
     v_from uuid;
+    v_mine uuid[];
     v_seen integer;
-    v_found integer;
+    v_found integer := 0;
     v_last uuid;
     r rotations;
     t wrapping_keys;
@@ -547,36 +548,39 @@ BEGIN
     rotation := r.rotation_id;
     org := r.org_id;
     part := r.part;
-    -- In the order of the primary key: the index of ids alone has all organisations' (see check_next).
+    -- In the order of the primary key: the index of ids alone has all organisations' (see check_next).  A walk ends as soon as
+    -- it has found enough, so it is not to be sorted; how far it got is asked for only when it did not.
     IF r.part = 'keys' THEN
-        SELECT count(*), (array_agg(s.key_id ORDER BY s.key_id DESC))[1], count(*) FILTER (WHERE s.mine)
-          INTO v_seen, v_last, v_found
-          FROM (SELECT k.key_id, k.generation = ANY (v_old) AND k.blob IS NOT NULL AS mine FROM content_keys k
-                 WHERE (k.org_id, k.key_id) > (r.org_id, v_from) AND k.org_id <= r.org_id ORDER BY k.org_id, k.key_id LIMIT v_scan) s;
-        IF v_found > lim THEN
-            SELECT s.key_id INTO v_last
-              FROM (SELECT k.key_id, k.generation = ANY (v_old) AND k.blob IS NOT NULL AS mine FROM content_keys k
+        v_mine := ARRAY(
+            SELECT s.key_id
+              FROM (SELECT k.org_id, k.key_id, k.generation = ANY (v_old) AND k.blob IS NOT NULL AS mine FROM content_keys k
                      WHERE (k.org_id, k.key_id) > (r.org_id, v_from) AND k.org_id <= r.org_id ORDER BY k.org_id, k.key_id LIMIT v_scan) s
-             WHERE s.mine ORDER BY s.key_id OFFSET lim - 1 LIMIT 1;
+             WHERE s.mine ORDER BY s.org_id, s.key_id LIMIT lim + 1);
+        IF cardinality(v_mine) <= lim THEN
+            SELECT count(*), (array_agg(s.key_id ORDER BY s.key_id DESC))[1] INTO v_seen, v_last
+              FROM (SELECT k.key_id FROM content_keys k
+                     WHERE (k.org_id, k.key_id) > (r.org_id, v_from) AND k.org_id <= r.org_id ORDER BY k.org_id, k.key_id LIMIT v_scan) s;
         END IF;
     ELSE
-        SELECT count(*), (array_agg(s.recording_id ORDER BY s.recording_id DESC))[1], count(*) FILTER (WHERE s.mine)
-          INTO v_seen, v_last, v_found
-          FROM (SELECT k.recording_id, k.generation = ANY (v_old) AND k.blob IS NOT NULL AS mine FROM recordings k
-                 WHERE (k.org_id, k.recording_id) > (r.org_id, v_from) AND k.org_id <= r.org_id ORDER BY k.org_id, k.recording_id LIMIT v_scan) s;
-        IF v_found > lim THEN
-            SELECT s.recording_id INTO v_last
-              FROM (SELECT k.recording_id, k.generation = ANY (v_old) AND k.blob IS NOT NULL AS mine FROM recordings k
+        v_mine := ARRAY(
+            SELECT s.recording_id
+              FROM (SELECT k.org_id, k.recording_id, k.generation = ANY (v_old) AND k.blob IS NOT NULL AS mine FROM recordings k
                      WHERE (k.org_id, k.recording_id) > (r.org_id, v_from) AND k.org_id <= r.org_id ORDER BY k.org_id, k.recording_id LIMIT v_scan) s
-             WHERE s.mine ORDER BY s.recording_id OFFSET lim - 1 LIMIT 1;
+             WHERE s.mine ORDER BY s.org_id, s.recording_id LIMIT lim + 1);
+        IF cardinality(v_mine) <= lim THEN
+            SELECT count(*), (array_agg(s.recording_id ORDER BY s.recording_id DESC))[1] INTO v_seen, v_last
+              FROM (SELECT k.recording_id FROM recordings k
+                     WHERE (k.org_id, k.recording_id) > (r.org_id, v_from) AND k.org_id <= r.org_id ORDER BY k.org_id, k.recording_id LIMIT v_scan) s;
         END IF;
     END IF;
-    more := v_seen = v_scan OR v_found > lim;
+    more := cardinality(v_mine) > lim OR v_seen = v_scan;
+    IF cardinality(v_mine) > lim THEN
+        v_last := v_mine[lim];
+    END IF;
     scanned := v_last;
     to_generation := t.generation;
     to_root := t.root_id;
     to_wrapped := t.wrapped;
-    v_found := 0;
     FOR object, generation, root, wrapped, blob IN
         SELECT k.key_id, k.generation, w.root_id, w.wrapped, k.blob
           FROM content_keys k JOIN wrapping_keys w ON w.org_id = k.org_id AND w.generation = k.generation
