@@ -172,6 +172,13 @@ if sed 's/^why ttl/why command/' "$work/certificate.$n" | sed 's/^why month/why 
 is "the log has their hashes" "$(sql -c "SELECT count(*) FROM kms.certificates c JOIN kms.entries e ON e.action = 'certificate.add' AND e.detail ->> 'sha256' = encode(sha256(convert_to(c.text, 'UTF8')), 'hex')")" \
     "$(sql -c "SELECT count(*) FROM kms.certificates")"
 
+# The key that signs them signs the log's checkpoints: who owns the database gets none from it by writing one down.
+forged=$(sql -c "INSERT INTO kms.certificates (org_id, certificate_id, text, created_at)
+    SELECT org_id, gen_random_uuid(), 'domain/log/' || org_id || E'\\n1\\nAAAA\\n', clock_timestamp() FROM kms.organisations WHERE name = '$org' RETURNING certificate_id")
+told() { grep -q 'destruction is put off.*a certificate' "$work"/server/log/kmsd.log; }
+if wait_until 15 told; then ok; else bad "the keeper did not say that it signs no such thing"; fi
+is "a text that is no certificate is not signed" "$(sql -c "SELECT note IS NULL FROM kms.certificates WHERE certificate_id = '$forged'")" t
+
 # --- a matter holds ---
 
 agreed matter open "$org" held --custodian alice --from 2020-01-01 --to 2100-01-01 --expires 30d >/dev/null
