@@ -3,9 +3,9 @@
  * right.
  *
  *   load --url U --domain D --ca FILE --token-key FILE --token-kid K --issuer I --audience A
- *        --org O --mode release|create|channel|idle|service
+ *        --org O --mode release|create|channel|idle|service|beside|closing
  *        [--connections C] [--messages M] [--seconds S] [--keys N] [--cert FILE --key FILE]
- *        [--rounds R] [--pids P,P,...]
+ *        [--rounds R] [--pids P,P,...] [--turn COMMAND]
  *
  * Everything that costs the client is done before the clock starts: the POSTs are sealed ahead and
  * sent round and round (the protocol has no replay rule for requests), one process a connection.
@@ -20,6 +20,16 @@
  * "service/s N" (medians) and "service.cost R", the median of what it cost in each round as a
  * multiple; with --pids, the server's processes, also the processor time they took for a message
  * ("user.us", "service.us") and its multiple ("service.cpu").
+ *
+ * The mode beside takes such turns for a user only, alone and beside something that --turn starts
+ * and stops: COMMAND alone begin, COMMAND alone end, COMMAND beside begin, COMMAND beside end run
+ * around the turns, outside of what is measured; one that fails ends it all.  Prints "alone/s N",
+ * "beside/s N" and "slower R", the medians, R being how many percent slower a round's turn was.
+ *
+ * The mode closing asks until keys are refused, and then for S seconds more.  Every message is
+ * looked at.  Prints "begun" when each connection has got keys, and at the end "released N",
+ * "refused N", "code C", and when (seconds since 1970) the last key came and the last request was
+ * sent that got one, and the first refusal came: "last.came T", "last.sent T", "first.refused T".
  */
 #include <errno.h>
 #include <getopt.h>
@@ -50,9 +60,10 @@
 
 #define BODIES     64 /* different POSTs that a connection sends round and round */
 #define ROUNDS_MAX 1000
+#define CLOSING_S  60 /* for so long it may go on giving keys */
 
 static struct {
-    const char *url, *domain, *ca, *mode, *cert, *key, *pids;
+    const char *url, *domain, *ca, *mode, *cert, *key, *pids, *turn;
     struct mint mint;
     int connections, messages, keys, rounds;
     double seconds;
@@ -65,6 +76,9 @@ static struct board {
     atomic_llong done;
     /* Of the mode service: turns that were begun (go) and ended; how many have ended theirs. */
     atomic_int stop, ended;
+    /* Of the mode closing: what came, and when, in nanoseconds since 1970. */
+    atomic_llong released, refused, last_came, last_sent, first_refused;
+    atomic_int code;
 } * board;
 
 static struct https *http;
@@ -198,9 +212,9 @@ body_begin(struct buf *b)
     buf_putf(b, "{\"destination\":\"kms://%s\",\"kmsMessages\":[", opt.domain);
 }
 
-/* Opens one answer; its status must be a success. */
+/* Opens one answer. */
 static json_t *
-open_answer(const char *text)
+open_message(const char *text)
 {
     struct jwe jwe;
     struct jws jws;
@@ -215,11 +229,30 @@ open_answer(const char *text)
         r = jws_payload(&jws, &plain);
     if (r == KMS_OK)
         r = kms_json_parse(&j, buf_str(&plain), plain.len);
-    if (r != KMS_OK || json_integer_value(json_object_get(j, "status")) / 100 != 2) {
-        fprintf(stderr, "load: refused: %s\n", buf_str(&plain));
-        die("a message did not succeed", r);
-    }
+    if (r != KMS_OK)
+        die("an answer does not open", r);
     buf_release(&plain);
+    return j;
+}
+
+static bool
+is_success(const json_t *answer)
+{
+    return json_integer_value(json_object_get(answer, "status")) / 100 == 2;
+}
+
+/* Opens one answer; its status must be a success. */
+static json_t *
+open_answer(const char *text)
+{
+    json_t *j = open_message(text);
+
+    if (!is_success(j)) {
+        char *shown = json_dumps(j, 0);
+
+        fprintf(stderr, "load: refused: %s\n", shown);
+        die("a message did not succeed", KMS_ERR_STATE);
+    }
     return j;
 }
 
@@ -347,9 +380,9 @@ send_one(const struct buf *body, struct buf *answer)
         die("HTTP did not answer 200", KMS_ERR_STATE);
 }
 
-/* Every message of an answer is there and a success. */
+/* Every message of an answer is there, and each is opened by `each`. */
 static void
-check_answers(const struct buf *answer)
+for_answers(const struct buf *answer, void (*each)(const char *text))
 {
     json_t *j = NULL;
     const json_t *m;
@@ -360,11 +393,24 @@ check_answers(const struct buf *answer)
         die("the answer is no JSON", r);
     json_array_foreach(json_object_get(j, "kmsMessages"), k, m)
     {
-        json_decref(open_answer(json_string_value(m)));
+        each(json_string_value(m));
     }
     if (k != (size_t)opt.messages)
         die("answers are missing", KMS_ERR_PROTOCOL);
     json_decref(j);
+}
+
+static void
+check_answer(const char *text)
+{
+    json_decref(open_answer(text));
+}
+
+static void
+wait_for(atomic_int *count, int until)
+{
+    while (atomic_load(count) < until && !atomic_load(&board->failed))
+        usleep(200);
 }
 
 /* One connection: warm up, wait for the others, send until the time is over. */
@@ -389,12 +435,12 @@ run(int number, char **uris)
         done += opt.messages;
     }
     atomic_fetch_add(&board->done, done);
-    check_answers(&answer);
+    for_answers(&answer, check_answer);
 }
 
-/* --- a service beside a user --- */
+/* --- turns: a service beside a user, or a user alone and beside something --- */
 
-static struct who *const both[] = {&user, &service};
+static struct who *both[] = {&user, &service};
 
 /* Whose turn it is; each goes first as often as the other. */
 static int
@@ -433,17 +479,10 @@ take_turns(int number, char **uris)
         }
         atomic_fetch_add(&board->ended, 1);
     }
-    for (k = 0; k < 2; k++) {
+    for (k = 0; k < 2 && !atomic_load(&board->failed); k++) {
         who = both[k];
-        check_answers(&answer[k]);
+        for_answers(&answer[k], check_answer);
     }
-}
-
-static void
-wait_for(atomic_int *count, int until)
-{
-    while (atomic_load(count) < until && !atomic_load(&board->failed))
-        usleep(200);
 }
 
 static int
@@ -485,11 +524,36 @@ server_cpu(void)
     return sum;
 }
 
+/* Tells --turn which turn begins or ends. */
+static void
+tell_turn(int k, const char *what)
+{
+    char command[PATH_MAX];
+
+    if (opt.turn == NULL)
+        return;
+    snprintf(command, sizeof(command), "%s %s %s", opt.turn, k == 0 ? "alone" : "beside", what);
+    if (system(command) != 0)
+        atomic_store(&board->failed, 1);
+}
+
+static void
+print_beside(double rate[2][ROUNDS_MAX])
+{
+    double slower[ROUNDS_MAX];
+
+    for (int i = 0; i < opt.rounds; i++)
+        slower[i] = 100 - 100 * rate[1][i] / rate[0][i];
+    printf("alone/s %.0f\n", median(rate[0], opt.rounds));
+    printf("beside/s %.0f\n", median(rate[1], opt.rounds));
+    printf("slower %.1f\n", median(slower, opt.rounds));
+}
+
 /* Calls the turns, and prints what came of them. */
 static void
 call_turns(void)
 {
-    double rate[2][ROUNDS_MAX], cpu[2][ROUNDS_MAX], cost[ROUNDS_MAX];
+    static double rate[2][ROUNDS_MAX], cpu[2][ROUNDS_MAX], cost[ROUNDS_MAX];
 
     for (int turn = 0; turn < 2 * opt.rounds; turn++) {
         long long before, done;
@@ -497,6 +561,7 @@ call_turns(void)
         int k = whose(turn);
 
         wait_for(&board->ready, (turn + 1) * opt.connections);
+        tell_turn(k, "begin");
         before = atomic_load(&board->done);
         used = server_cpu();
         start = now();
@@ -507,11 +572,16 @@ call_turns(void)
         done = atomic_load(&board->done) - before;
         rate[k][turn / 2] = (double)done / (now() - start);
         cpu[k][turn / 2] = (server_cpu() - used) / (double)done;
+        tell_turn(k, "end");
         if (atomic_load(&board->failed)) {
             atomic_store(&board->stop, INT_MAX);
             atomic_store(&board->go, INT_MAX);
             return;
         }
+    }
+    if (opt.turn != NULL) {
+        print_beside(rate);
+        return;
     }
     for (int i = 0; i < opt.rounds; i++)
         cost[i] = rate[0][i] / rate[1][i];
@@ -525,6 +595,96 @@ call_turns(void)
     printf("user.us %.0f\n", median(cpu[0], opt.rounds) * 1e6);
     printf("service.us %.0f\n", median(cpu[1], opt.rounds) * 1e6);
     printf("service.cpu %.2f\n", median(cost, opt.rounds));
+}
+
+/* --- until keys are refused --- */
+
+static long long
+wall_ns(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_REALTIME, &ts);
+    return (long long)ts.tv_sec * 1000000000 + ts.tv_nsec;
+}
+
+static void
+at_least(atomic_llong *at, long long t)
+{
+    long long was = atomic_load(at);
+
+    while (was < t && !atomic_compare_exchange_weak(at, &was, t))
+        ;
+}
+
+static long long sent, came; /* of the POST whose answers are looked at */
+
+static void
+count_answer(const char *text)
+{
+    json_t *j = open_message(text);
+    long long none = 0;
+
+    if (is_success(j)) {
+        atomic_fetch_add(&board->released, 1);
+        at_least(&board->last_came, came);
+        at_least(&board->last_sent, sent);
+    } else {
+        atomic_fetch_add(&board->refused, 1);
+        atomic_compare_exchange_strong(&board->first_refused, &none, came);
+        atomic_store(&board->code, (int)json_integer_value(json_object_get(j, "errorCode")));
+    }
+    json_decref(j);
+}
+
+/* One connection: asks until some have been refused for so long. */
+static void
+ask_until_closed(int number, char **uris)
+{
+    struct buf bodies[BODIES] = {0}, answer = BUF_INIT;
+    long long closed;
+
+    srandom((unsigned)number + 1);
+    connect_server();
+    build(bodies, uris);
+    for (int i = 0;; i++) {
+        sent = wall_ns();
+        send_one(&bodies[i % BODIES], &answer);
+        came = wall_ns();
+        for_answers(&answer, count_answer);
+        if (i == 0)
+            atomic_fetch_add(&board->ready, 1);
+        closed = atomic_load(&board->first_refused);
+        if (closed != 0 && (double)(came - closed) / 1e9 > opt.seconds)
+            break;
+        if (atomic_load(&board->stop) != 0)
+            die("keys are not refused", KMS_ERR_STATE);
+    }
+}
+
+static void
+tell_closing(void)
+{
+    double end = now() + CLOSING_S;
+
+    wait_for(&board->ready, opt.connections);
+    if (atomic_load(&board->refused) == 0)
+        printf("begun\n");
+    fflush(stdout);
+    while (atomic_load(&board->first_refused) == 0 && !atomic_load(&board->failed) && now() < end)
+        usleep(10000);
+    if (atomic_load(&board->first_refused) == 0)
+        atomic_store(&board->stop, 1);
+}
+
+static void
+print_closing(void)
+{
+    printf("released %lld\nrefused %lld\ncode %d\n", (long long)atomic_load(&board->released),
+           (long long)atomic_load(&board->refused), atomic_load(&board->code));
+    printf("last.came %.6f\n", (double)atomic_load(&board->last_came) / 1e9);
+    printf("last.sent %.6f\n", (double)atomic_load(&board->last_sent) / 1e9);
+    printf("first.refused %.6f\n", (double)atomic_load(&board->first_refused) / 1e9);
 }
 
 /* Holds idle connections while the reader of our output measures the server. */
@@ -552,12 +712,16 @@ static void
 options(int argc, char **argv)
 {
     static const struct option known[] = {
-        {"url", 1, NULL, 'u'},         {"domain", 1, NULL, 'd'},    {"ca", 1, NULL, 'a'},
-        {"token-key", 1, NULL, 'k'},   {"token-kid", 1, NULL, 'K'}, {"issuer", 1, NULL, 'i'},
-        {"audience", 1, NULL, 'A'},    {"org", 1, NULL, 'o'},       {"mode", 1, NULL, 'm'},
-        {"connections", 1, NULL, 'c'}, {"messages", 1, NULL, 'n'},  {"seconds", 1, NULL, 's'},
-        {"keys", 1, NULL, 'N'},        {"cert", 1, NULL, 'C'},      {"key", 1, NULL, 'y'},
-        {"rounds", 1, NULL, 'r'},      {"pids", 1, NULL, 'p'},      {NULL, 0, NULL, 0},
+        {"url", 1, NULL, 'u'},       {"domain", 1, NULL, 'd'},
+        {"ca", 1, NULL, 'a'},        {"token-key", 1, NULL, 'k'},
+        {"token-kid", 1, NULL, 'K'}, {"issuer", 1, NULL, 'i'},
+        {"audience", 1, NULL, 'A'},  {"org", 1, NULL, 'o'},
+        {"mode", 1, NULL, 'm'},      {"connections", 1, NULL, 'c'},
+        {"messages", 1, NULL, 'n'},  {"seconds", 1, NULL, 's'},
+        {"keys", 1, NULL, 'N'},      {"cert", 1, NULL, 'C'},
+        {"key", 1, NULL, 'y'},       {"rounds", 1, NULL, 'r'},
+        {"pids", 1, NULL, 'p'},      {"turn", 1, NULL, 't'},
+        {NULL, 0, NULL, 0},
     };
     int o;
 
@@ -614,6 +778,9 @@ options(int argc, char **argv)
         case 'p':
             opt.pids = optarg;
             break;
+        case 't':
+            opt.turn = optarg;
+            break;
         default:
             exit(2);
         }
@@ -623,7 +790,8 @@ options(int argc, char **argv)
         opt.mint.org == NULL || opt.connections < 1 || opt.messages < 1 || opt.messages > 100 ||
         opt.keys < 1 || opt.rounds < 1 || opt.rounds > ROUNDS_MAX ||
         (opt.cert == NULL) != (opt.key == NULL) ||
-        (strcmp(opt.mode, "service") == 0 && opt.cert == NULL)) {
+        (strcmp(opt.mode, "service") == 0 && opt.cert == NULL) ||
+        (strcmp(opt.mode, "beside") == 0) != (opt.turn != NULL)) {
         fprintf(stderr,
                 "load: options are missing or out of range; its file says which there are\n");
         exit(2);
@@ -637,7 +805,8 @@ int
 main(int argc, char **argv)
 {
     char **uris = NULL;
-    int i, status, r, bad = 0, compare;
+    bool compare, turns, closing;
+    int i, status, r, bad = 0;
 
     options(argc, argv);
     signal(SIGPIPE, SIG_IGN);
@@ -657,25 +826,33 @@ main(int argc, char **argv)
     learn_server();
     open_channel();
     compare = strcmp(opt.mode, "service") == 0;
-    if (compare || strcmp(opt.mode, "release") == 0)
+    turns = compare || strcmp(opt.mode, "beside") == 0;
+    closing = strcmp(opt.mode, "closing") == 0;
+    if (turns || closing || strcmp(opt.mode, "release") == 0)
         uris = make_keys(opt.keys, compare ? 10 : 100);
     if (compare) {
         who = &service;
         open_channel();
+    } else {
+        both[1] = &user;
     }
     https_free(http);
     for (i = 0; i < opt.connections; i++) {
         fflush(NULL);
         if (fork() == 0) {
-            if (compare)
+            if (turns)
                 take_turns(i, uris);
+            else if (closing)
+                ask_until_closed(i, uris);
             else
                 run(i, uris);
             exit(0);
         }
     }
-    if (compare) {
+    if (turns) {
         call_turns();
+    } else if (closing) {
+        tell_closing();
     } else {
         wait_for(&board->ready, opt.connections);
         atomic_store(&board->go, 1);
@@ -685,7 +862,9 @@ main(int argc, char **argv)
             bad++;
     if (bad > 0 || atomic_load(&board->failed))
         return 1;
-    if (compare)
+    if (closing)
+        print_closing();
+    if (turns || closing)
         return 0;
     printf("messages/s %.0f\n", (double)atomic_load(&board->done) / opt.seconds);
     return 0;

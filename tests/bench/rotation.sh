@@ -5,10 +5,10 @@
 #
 # FILE describes a running development instance (quickstart.sh's DIR/env).  Prints "NAME VALUE" lines.
 set -u -o pipefail
-env_file= seconds=2 rounds=9 keys=40000 organisations=10000
+env_file= seconds=2 rounds=8 keys=40000 organisations=10000
 while [ $# -gt 0 ]; do
     case $1 in
-    --short) seconds=1 rounds=2 keys=10000 organisations=500 ;;
+    --short) seconds=1 rounds=2 keys=6000 organisations=500 ;;
     --env) env_file=${2:?--env needs a file} && shift ;;
     *) sed -n '2,7s/^# \{0,1\}//p' "$0" && exit 2 ;;
     esac
@@ -26,8 +26,7 @@ trap 'rm -rf "$work"' EXIT
 sql() { psql -X -q -v ON_ERROR_STOP=1 -At "$KMS_DATABASE_URL" "$@"; }
 load() {
     "$build/tests/bench/load" --url "$KMS_URL" --domain "$KMS_DOMAIN" --ca "$KMS_CA_FILE" --token-key "$KMS_TOKEN_KEY_FILE" \
-        --token-kid "$KMS_TOKEN_KID" --issuer "$KMS_TOKEN_ISSUER" --audience "$KMS_TOKEN_AUDIENCE" --org "$KMS_ORG" "$@" |
-        sed -n 's|^messages/s ||p'
+        --token-kid "$KMS_TOKEN_KID" --issuer "$KMS_TOKEN_ISSUER" --audience "$KMS_TOKEN_AUDIENCE" --org "$KMS_ORG2" "$@"
 }
 wait_for() { # SECONDS SQL: until that is true
     local until=$((SECONDS + $1))
@@ -45,44 +44,65 @@ agree() {
 
 # --- retrievals beside the re-wrapping of their organisation's keys ---
 
-org="(SELECT org_id FROM kms.organisations WHERE name = '$KMS_ORG')"
+# The turns of one load, alone and beside: its keys are among those that are moved.  Of an organisation that nothing else has
+# made keys in, so that they are not more than are needed.  Held and let go on, turn by turn, so that
+# whatever else the machine does meets both alike.
+org="(SELECT org_id FROM kms.organisations WHERE name = '$KMS_ORG2')"
+running="org_id = $org AND kind = 'wrapping_key' AND state = 'running'"
+moved() { sql -c "SELECT coalesce(max(done), 0) FROM kms.rotations WHERE $running"; }
+turn() { # alone|beside begin|end
+    local now was n=0
+    case $1.$2 in
+    alone.begin) # a batch that was under way when it was told to wait lets it go on
+        while now=$(moved) && [ "$now" != "${was:-}" ]; do
+            [ $((n += 1)) -lt 100 ] || return 1
+            sql -c "UPDATE kms.rotations SET next_at = now() + interval '1 hour' WHERE $running" || return 1
+            was=$now
+            sleep 0.5
+        done
+        ;;
+    alone.end)
+        [ "$(moved)" = "$(cat "$work/held")" ] && return
+        echo "keys were re-wrapped while they were to wait" >&2
+        return 1
+        ;;
+    beside.begin)
+        [ -s "$work/rounds" ] || "$KMSCTL" wrapping-key rotate "$KMS_ORG2" >/dev/null || return 1
+        was=$(moved)
+        sql -c "UPDATE kms.rotations SET next_at = NULL WHERE $running" || return 1
+        wait_for 60 "EXISTS (SELECT FROM kms.rotations WHERE $running AND done > $was)" || return 1
+        sleep 0.5 # what it is behind at first it makes up for
+        ;;
+    beside.end)
+        was=$(cut -d' ' -f1 "$work/begun")
+        now=$(moved)
+        if [ "$now" -le "$was" ]; then
+            echo "the re-wrapping was over before the measurement; more keys are needed" >&2
+            return 1
+        fi
+        echo "$now $(date +%s%N) $(cat "$work/begun")" | awk '{ print ($1 - $3) * 1e9 / ($2 - $4) }' >>"$work/rounds"
+        return
+        ;;
+    esac
+    [ "$1" = beside ] && echo "$(moved) $(date +%s%N)" >"$work/begun" || moved >"$work/held"
+}
+export org running work
+{ echo '#!/usr/bin/env bash' && declare -f sql moved wait_for turn && echo 'turn "$@"'; } >"$work/turn"
+chmod +x "$work/turn"
+
 for _ in $(seq 60); do
     [ "$(sql -c "SELECT count(*) >= $keys FROM kms.content_keys WHERE org_id = $org AND blob IS NOT NULL")" = f ] || break
     load --mode create --connections 8 --messages 1 --seconds 1 >/dev/null
 done
-release() { load --mode release --connections 4 --messages 50 --keys 2000 --seconds "$seconds"; }
-running="org_id = $org AND kind = 'wrapping_key' AND state = 'running'"
-moved() { sql -c "SELECT coalesce(max(done), 0) FROM kms.rotations WHERE $running"; }
-# Held and let go on, turn by turn, so that whatever else the machine does meets both alike.
-hold() { sql -c "UPDATE kms.rotations SET next_at = now() + interval '1 hour' WHERE $running"; }
-go_on() { sql -c "UPDATE kms.rotations SET next_at = NULL WHERE $running"; }
-
-release >/dev/null # the caches are warm afterwards
-"$KMSCTL" wrapping-key rotate "$KMS_ORG" >/dev/null
-wait_for 60 "EXISTS (SELECT FROM kms.rotations WHERE $running AND done > 0)" || exit 1
-for round in $(seq $rounds); do
-    hold
-    sleep 0.5
-    alone=$(release)
-    from=$(moved)
-    go_on
-    wait_for 30 "EXISTS (SELECT FROM kms.rotations WHERE $running AND done > $from)" || break
-    from=$(moved) at=$(date +%s%N)
-    beside=$(release)
-    to=$(moved) now=$(date +%s%N)
-    if [ "$to" -le "$from" ]; then
-        echo "round $round: the re-wrapping was over before the measurement; more keys are needed" >&2
-        break
-    fi
-    echo "$alone $beside $(awk "BEGIN { print 100 - 100 * $beside / $alone, ($to - $from) * 1e9 / ($now - $at) }")"
-done >"$work/rounds"
-median() { cut -d' ' -f"$1" "$work/rounds" | sort -g | awk '{ v[NR] = $1 } END { if (NR) printf "%.1f", (v[int((NR + 1) / 2)] + v[int(NR / 2) + 1]) / 2 }'; }
+: >"$work/rounds"
+load --mode beside --connections 4 --messages 50 --keys 2000 --seconds "$seconds" --rounds $rounds --turn "$work/turn" >"$work/beside" || exit 1
+value() { sed -n "s|^$1 ||p" "$work/beside"; }
 echo "rotation.rounds $(wc -l <"$work/rounds")"
-echo "rotation.releases_alone $(median 1)"
-echo "rotation.releases_beside $(median 2)"
-echo "rotation.keys_per_second $(median 4)"
-echo "rotation.slower_percent $(median 3)"
-go_on
+echo "rotation.releases_alone $(value alone/s)"
+echo "rotation.releases_beside $(value beside/s)"
+echo "rotation.keys_per_second $(sort -g "$work/rounds" | awk '{ v[NR] = $1 } END { if (NR) printf "%.0f", (v[int((NR + 1) / 2)] + v[int(NR / 2) + 1]) / 2 }')"
+echo "rotation.slower_percent $(value slower)"
+sql -c "UPDATE kms.rotations SET next_at = NULL WHERE $running"
 wait_for 600 "NOT EXISTS (SELECT FROM kms.rotations WHERE $running)" || exit 1
 
 # --- a new root ---

@@ -242,14 +242,21 @@ if grep -q '^idle' "$work/idle.txt" && [ "${count:-0}" -gt 0 ]; then
 else
     figure idle_connection_kib "" 24 less
 fi
-# Rotation; last, as it leaves ten thousand organisations behind.
+# Rotation; late, as it leaves ten thousand organisations behind.
 "$here/rotation.sh" --env "$instance" $short_option >"$work/rotation.txt" 2>>"$work/load.log"
 value() { sed -n "s/^$1 //p" "$work/rotation.txt"; }
-printf '%-34s %10s /s, alone %s /s\n' "release beside $(value rotation.keys_per_second) keys/s re-wrapped" "$(value rotation.releases_beside)" \
-    "$(value rotation.releases_alone)"
+printf '%-34s %10s /s, alone %s /s\n' "release beside re-wrapping" "$(value rotation.releases_beside)" "$(value rotation.releases_alone)"
+figure rotation.keys_per_second "$(value rotation.keys_per_second)" 900
 figure rotation.slower_percent "$(value rotation.slower_percent)" 20 less
 printf '%-34s %10s organisations\n' "a new root of" "$(value rotation.organisations)"
 figure rotation.root_seconds "$(value rotation.root_seconds)" 120 less
+# A main key is revoked; after the new root, which would wait a while for the second node that was here.
+"$here/revocation.sh" --env "$instance" $short_option >"$work/revocation.txt" 2>>"$work/load.log"
+value() { sed -n "s/^$1 //p" "$work/revocation.txt"; }
+printf '%-34s %10s s until the answer, %s rounds, two nodes gave %s keys\n' "a main key is revoked" "$(value revocation.answered)" \
+    "$(value revocation.rounds)" "$(value revocation.releases)"
+figure revocation.seconds "$(value revocation.seconds)" 1 less
+figure revocation.after_answer "$(value revocation.after_answer)" 0 less
 [ $failed = 0 ] || tail -5 "$work/load.log"
 echo "$passed passed, $failed failed"
 [ $failed = 0 ]
