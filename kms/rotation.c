@@ -231,7 +231,7 @@ root_why(int err)
     case KMS_ERR_CRYPTO:
         return "its token's root of this id does not open the sentinel";
     case KMS_ERR_STATE:
-        return "it is the only root in its token, or the one that [hsmd] root names";
+        return "it is the active or the only root in its token, or the one that [hsmd] root names";
     default:
         return kms_strerror(err);
     }
@@ -299,9 +299,12 @@ destroy_next(struct rotator *r)
         put_off(r, "database", "the answer is malformed");
         return;
     }
-    err = hsm_key_destroy(r->k->hsm, HSM_ROOT, r->to.b, root_destroyed, r, 0);
+    /* Whatever the database says: not the one that all is under. */
+    err = memcmp(r->to.b, r->k->root_id.b, UUID_LEN) == 0
+              ? KMS_ERR_STATE
+              : hsm_key_destroy(r->k->hsm, HSM_ROOT, r->to.b, root_destroyed, r, 0);
     if (err != KMS_OK)
-        tell_root(r, false, false, kms_strerror(err), gone_told);
+        tell_root(r, false, false, root_why(err), gone_told);
 }
 
 static void
