@@ -24,6 +24,7 @@
 #include "proto/err.h"
 
 #define CLIENTS_MAX     256
+#define MANAGING_MIN    16        /* of them: for those who come through the door */
 #define REQUESTS_MAX    64        /* of a client; then nothing more of it is read */
 #define BACKLOG_MAX     (1 << 20) /* bytes that a client does not fetch; likewise */
 #define DEADLINE_MAX_MS 300000
@@ -444,6 +445,8 @@ may_connect(const struct server *s, int fd)
 static int
 accept_one(struct server *s, evutil_socket_t listener)
 {
+    /* A worker that fell must not keep the keeper out. */
+    unsigned max = listener == s->settings.door ? CLIENTS_MAX : CLIENTS_MAX - MANAGING_MIN;
     const struct timeval rest = {.tv_usec = REST_MS * 1000};
     int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
 
@@ -456,7 +459,7 @@ accept_one(struct server *s, evutil_socket_t listener)
         }
         return -1;
     }
-    if (s->clients_n >= CLIENTS_MAX || !may_connect(s, fd)) {
+    if (s->clients_n >= max || !may_connect(s, fd)) {
         s->turned_away++;
         close(fd);
         return -1;

@@ -638,6 +638,26 @@ Test(hsmd, has_a_door_that_a_worker_cannot_come_through)
     stop();
 }
 
+/* A worker that fell takes all the connections that there are, and keeps them. */
+Test(hsmd, leaves_room_for_who_manages)
+{
+    struct ask *keeper = calloc(1, sizeof(*keeper));
+    int fds[300];
+
+    start_with_keys(false, "");
+    for (size_t i = 0; i < sizeof(fds) / sizeof(fds[0]); i++)
+        cr_assert_geq(fds[i] = raw_connect(), 0);
+    cr_assert(is_closed(fds[sizeof(fds) / sizeof(fds[0]) - 1]), "there is no end of them");
+    ask_init(keeper, &f, DEADLINE);
+    cr_expect(ask_ready(keeper, true, 5000));
+    cr_expect_eq(ask_list(keeper, HSM_ROOT), KMS_OK);
+    for (size_t i = 0; i < sizeof(fds) / sizeof(fds[0]); i++)
+        close(fds[i]);
+    ask_release(keeper);
+    free(keeper);
+    stop();
+}
+
 Test(hsmd, makes_its_socket_for_its_user_only)
 {
     char door[160];
