@@ -127,6 +127,10 @@ space=$(as alice "$KMS_ORG" resource create --kind meeting --count 50 | uri_of)
 for _ in 1 2 3; do as alice "$KMS_ORG" recording create "$space" >/dev/null; done
 values alice "$KMS_ORG" "$space" >"$work/before"
 is "keys to begin with" "$(jq length "$work/before")" 50
+if [ "$failed" -gt 0 ]; then
+    echo "$passed passed, $failed failed"
+    exit 1
+fi
 gone=()
 
 kept() {

@@ -657,7 +657,11 @@ script() {
         fail "$1: there is no build with --enable-faults"
         return
     fi
-    KMS_BUILD_DIR=$faults_dir "$here/$1.sh" "${@:2}" >"$out" 2>&1 </dev/null
+    ( # where our instance is would lead its commands here
+        # shellcheck disable=SC2046
+        unset $(sed -n 's/^\([A-Z0-9_]*\)=.*/\1/p' "$dir/env")
+        KMS_BUILD_DIR=$faults_dir exec "$here/$1.sh" "${@:2}"
+    ) >"$out" 2>&1 </dev/null
     sed "/ passed, /d; s/^\(ok  \|FAIL\) /\1 $1: /" "$out"
     passed=$((passed + $(grep -c '^ok ' "$out")))
     failed=$((failed + $(grep -c '^FAIL ' "$out")))
