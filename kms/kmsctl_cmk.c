@@ -151,15 +151,21 @@ static int
 run_cmk_public_key(struct ctl *ctl, int argc, char **argv)
 {
     static const struct timespec look = {0, LOOK_MS * 1000000L};
-    json_t *result, *shown;
+    json_t *result = NULL, *shown;
     char *pem = NULL;
     int status = ask(ctl, "cmk.public_key", org_params(argv, 1), &result);
 
     for (long long waited = 0; status == 0; waited += LOOK_MS) {
         const char *hex = json_string_value(json_object_get(result, "public_key"));
+        const json_t *jobs = json_object_get(result, "jobs");
 
         if (hex != NULL) {
             pem = pem_of(hex);
+            break;
+        }
+        if (json_is_integer(jobs) && json_integer_value(jobs) == 0) {
+            complain("the HSM could not do it: %s", why_of(json_object_get(result, "last")));
+            status = EXIT_REFUSED;
             break;
         }
         if (waited > ctl->timeout_ms) {
@@ -168,12 +174,13 @@ run_cmk_public_key(struct ctl *ctl, int argc, char **argv)
             break;
         }
         json_decref(result);
+        result = NULL;
         nanosleep(&look, NULL);
         status = ask(ctl, "cmk.list", org_params(argv, 1), &result);
     }
+    json_decref(result);
     if (status != 0)
         return status;
-    json_decref(result);
     if (pem == NULL) {
         complain("the server's answer has no public key");
         return EXIT_REFUSED;
