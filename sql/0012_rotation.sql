@@ -160,8 +160,9 @@ BEGIN
     IF fresh THEN       -- its token may be another by now
         DELETE FROM root_nodes x WHERE x.org_id = nobody() AND x.node_id = node;
     END IF;
+    -- One that lasts longer than it can was given before the clock was put back: nobody is to wait for hours.
     UPDATE keeper_lease l SET node_id = node, until = v_now + interval '15 seconds'
-     WHERE l.org_id = nobody() AND (l.node_id = node OR l.until <= v_now);
+     WHERE l.org_id = nobody() AND (l.node_id = node OR l.until <= v_now OR l.until > v_now + interval '16 seconds');
     v_lead := FOUND;
     IF v_lead THEN
         DELETE FROM nodes n WHERE n.org_id = nobody() AND n.seen_at < v_now - interval '1 hour';

@@ -151,6 +151,41 @@ values >"$work/after"
 if cmp -s "$work/before" "$work/after"; then ok "every key is what it was"; else bad "keys are not what they were"; fi
 hsm=$(ctl hsm status | jq -c '.. | strings' | grep -cF -e "$(tr -d - <<<"$first")" -e "$(tr -d - <<<"$key")")
 is "the HSM tells of neither" "$hsm" 0
+
+# --- what a crash of the token leaves behind under an id that was written down: it could leave the token ---
+
+token() {
+    local conf=$work/kms/kms.conf
+    pkcs11-tool --module "$(sed -n 's/^ *module *= *//p' "$conf")" --token-label "$(sed -n 's/^ *token *= *//p' "$conf")" \
+        --login --pin "$(cat "$work/kms/pin")" "$@" 2>&1
+}
+left_behind() { # LABEL KIND OF KEY...: its id
+    local id
+    id=$(printf '%012x' $(($(date +%s%3N) + 5000)))$(openssl rand -hex 10)
+    token "${@:2}" --label "$1" --id "$id" --extractable --private >/dev/null || bad "no key $1 in the token"
+    sed 's/\(........\)\(....\)\(....\)\(....\)/\1-\2-\3-\4-/' <<<"$id"
+}
+has() { token --list-objects | grep -c "$(tr -d - <<<"$1")"; }
+nil=00000000-0000-0000-0000-000000000000
+org2="(SELECT org_id FROM kms.organisations WHERE name = '$KMS_ORG2')"
+
+pair=$(left_behind kms-import --keypairgen --key-type rsa:2048)
+sql "INSERT INTO kms.import_pairs VALUES ($org2, '$pair', NULL, now())"
+if "$KMSCTL" cmk public-key "$KMS_ORG2" >/dev/null 2>"$work/err"; then bad "a pair that could leave the token is used"; else ok "a pair that could leave the token is refused: $(cat "$work/err")"; fi
+if "$KMSCTL" cmk public-key "$KMS_ORG2" | grep -q 'BEGIN PUBLIC KEY'; then ok "who asks again gets another"; else bad "no other pair"; fi
+is "under another id" "$(sql "SELECT count(*) FROM kms.import_pairs WHERE pair_id = '$pair'") $(has "$pair")" "0 0"
+
+root=$(left_behind kms-root --keygen --key-type AES:32)
+sql "INSERT INTO kms.rotations (org_id, rotation_id, kind, to_id, total, started_at) VALUES ('$nil', gen_random_uuid(), 'root', '$root', 0, now())"
+wait_for 60 "state = 'done' FROM kms.rotations WHERE kind = 'root'" || bad "the root is not rotated"
+is "a root takes another id" "$(sql "SELECT count(*) FROM kms.roots WHERE root_id = '$root'") $(has "$root")" "0 0"
+
+period=$(left_behind kms-period --keygen --key-type AES:32)
+sql "INSERT INTO kms.period_keys (org_id, month, key_id, created_at) VALUES ('$nil', date_trunc('month', now() + interval '50 days'), '$period', now())"
+client resource create --count 1 --ttl $((50 * 86400)) >/dev/null || bad "no resource that ends"
+wait_for 60 "kcv IS NOT NULL FROM kms.period_keys WHERE month = date_trunc('month', now() + interval '50 days')" || bad "the period key is not made"
+is "a period key takes another id" "$(sql "SELECT count(*) FROM kms.period_keys WHERE key_id = '$period'") $(has "$period")" "0 0"
+
 for p in "${points[@]}"; do
     if [ -e "$work/died/cmk.$p" ]; then ok "the keeper was killed at $p"; else bad "the keeper was never at $p"; fi
 done

@@ -2,7 +2,7 @@
 BEGIN;
 \ir fixture.psql
 \ir officers.psql
-SELECT plan(157);
+SELECT plan(160);
 
 CREATE FUNCTION pg_temp.turn(node text, fresh boolean DEFAULT false) RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE
@@ -74,6 +74,11 @@ SELECT is(pg_temp.turn('n1') -> 'rotation', 'null', 'nothing to rotate');
 UPDATE kms.keeper_lease SET until = clock_timestamp();
 SELECT is(pg_temp.turn('n2') -> 'lead', 'true', 'another leads when the first is gone');
 SELECT is(pg_temp.turn('n1') -> 'lead', 'false');
+UPDATE kms.keeper_lease SET until = clock_timestamp() + interval '3 hours';
+SELECT is(pg_temp.turn('n1') -> 'lead', 'true', 'nobody leads for hours because the clock was put back');
+SELECT is(pg_temp.turn('n2') -> 'lead', 'false', 'and one leads');
+UPDATE kms.keeper_lease SET until = clock_timestamp();
+SELECT is(pg_temp.turn('n2') -> 'lead', 'true', 'until it is gone');
 
 -- Officers.
 SELECT is((pg_temp.act('root.rotate', '{"x":1}')).verdict, 400002, 'no arguments');
