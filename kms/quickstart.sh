@@ -26,6 +26,11 @@ END
 
 # --- what is asked for ---
 
+# What a shell knows of another instance (DIR/env) is not for this one.
+for name in ${!KMS_@} ${!KMSCTL@}; do
+    [ "$name" = KMS_BUILD_DIR ] || unset "$name"
+done
+
 source_dir=$(cd "$(dirname "$0")/.." && pwd -P)
 mode=foreground
 dir=${XDG_STATE_HOME:-${HOME:-/root}/.local/state}/kms-quickstart
