@@ -3,27 +3,40 @@
 sql postgres -c "CREATE DATABASE races TEMPLATE fresh"
 sql races -f "$here/races.psql" >/dev/null
 
-# first STATEMENT [SECONDS]: runs it in a transaction that stays open for a second; returns when it has done its work.
+# first STATEMENT [SECONDS]: runs it in a transaction that stays open until the second one waits for it or is through, or for so
+# long; returns when it has done its work.
 first() {
+    local hold="\\! until [ -e '$dir/go' ]; do sleep 0.01; done"
+    [ $# -lt 2 ] || hold="SELECT pg_sleep($2) \gset"
+    rm -f "$dir/go"
     (sql races >"$dir/first" 2>&1 <<SQL
 BEGIN;
 SET application_name = 'first';
 $1;
-SELECT pg_sleep(${2:-1}) \gset
+SELECT true AS held \gset
+$hold
 COMMIT;
 SQL
     ) &
     first_pid=$!
-    for _ in $(seq 100); do
-        [ -n "$(sql races -c "SELECT 1 FROM pg_stat_activity WHERE application_name = 'first' AND query LIKE '%pg_sleep%' AND state = 'active'")" ] && return
+    for _ in $(seq 500); do
+        [ -n "$(sql races -c "SELECT 1 FROM pg_stat_activity WHERE application_name = 'first' AND (query LIKE '%pg_sleep%' AND state = 'active'
+                              OR query LIKE '%AS held%' AND state = 'idle in transaction')")" ] && return
         sleep 0.02
     done
     fail "the first transaction did not start: $(cat "$dir/first")"
 }
 # second STATEMENT: meanwhile; then waits for both.  Its output, and the first's, are in $second and $first.
 second() {
-    second=$(sql races -v VERBOSITY=sqlstate -c "$1" 2>&1)
-    wait $first_pid
+    local pid
+    PGAPPNAME=second sql races -v VERBOSITY=sqlstate -c "$1" >"$dir/second" 2>&1 &
+    pid=$!
+    while kill -0 $pid 2>/dev/null && [ -z "$(sql races -c "SELECT 1 FROM pg_stat_activity WHERE application_name = 'second' AND wait_event_type = 'Lock'")" ]; do
+        sleep 0.02
+    done
+    touch "$dir/go"
+    wait $pid $first_pid
+    second=$(cat "$dir/second")
     first=$(cat "$dir/first")
 }
 race() { # WHAT FIRST SECOND WANT_FIRST WANT_SECOND
@@ -302,7 +315,7 @@ race "a release beside a revocation" "SELECT race.get('alice', 'k1')" "SELECT ra
 race "a revocation beside a release" "SELECT race.become('ACTIVE')" "SELECT race.become('REVOKED')" 0 0
 race "whoever waits for a revocation sees it" "SELECT race.become('ACTIVE')" "SELECT race.get('alice', 'k1')" 0 0
 race "and a release that came meanwhile" "SELECT race.become('REVOKED')" "SELECT race.get('alice', 'k1')" 0 405005
-first "SELECT race.get('alice', 'k1')"
+first "SELECT race.get('alice', 'k1')" 1
 began=$(date +%s%N)
 second "SELECT race.become('ACTIVE')"
 [ $((($(date +%s%N) - began) / 1000000)) -gt 500 ] && pass || fail "a change waits for the releases that began before it"
