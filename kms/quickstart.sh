@@ -27,9 +27,8 @@ END
 # --- what is asked for ---
 
 # What a shell knows of another instance (DIR/env) is not for this one.
-for name in ${!KMS_@} ${!KMSCTL@}; do
-    [ "$name" = KMS_BUILD_DIR ] || unset "$name"
-done
+unset KMS_URL KMS_DOMAIN KMS_CA_FILE KMS_ADMIN_SOCKET KMS_DATABASE_URL KMS_METRICS_URL KMS_TOKEN KMS_TOKEN_KEY_FILE KMS_TOKEN_KID \
+    KMS_TOKEN_ISSUER KMS_TOKEN_AUDIENCE KMS_ORG KMS_ORG2 KMS_ORG_BYOK KMSCTL KMSCTL_OFFICER2 KMS_CLIENT SOFTHSM2_CONF
 
 source_dir=$(cd "$(dirname "$0")/.." && pwd -P)
 mode=foreground
