@@ -57,6 +57,8 @@ struct item {
     int32_t generation;
     unsigned char blob[HSM_BLOB_LEN];
     unsigned char after[HSM_BLOB_LEN]; /* or a wrapped key, which is shorter */
+    enum hsm_purpose purpose;          /* of the check */
+    bool empty;                        /* of the check: there is no blob */
     int err;
 };
 
@@ -398,6 +400,18 @@ batch_size(const struct rotator *r)
     return (int32_t)(r->size < most ? r->size : most);
 }
 
+/* The rows that a batch is made of; -1: none can be, and it was put off. */
+static int
+batch_rows(struct rotator *r, int err, const PGresult *res)
+{
+    int n = err == KMS_OK ? PQntuples(res) : 0;
+
+    if (err == KMS_OK && n <= BATCH_MAX)
+        return n;
+    put_off(r, "database", err != KMS_OK ? kms_strerror(err) : "the answer is malformed");
+    return -1;
+}
+
 static void
 batch_end(struct rotator *r)
 {
@@ -448,6 +462,23 @@ item_failed(struct rotator *r, struct item *it, int err)
     it->err = err;
     if (is_soft(err))
         r->soft = err;
+}
+
+/* Asks hsmd for each item of the batch: they travel together. */
+static void
+batch_ask(struct rotator *r, int (*ask_item)(struct rotator *r, struct item *it, unsigned i))
+{
+    int err;
+
+    r->waiting = 1;
+    for (unsigned i = 0; i < r->n; i++) {
+        if ((err = ask_item(r, &r->items[i], i)) == KMS_OK)
+            r->waiting++;
+        else
+            item_failed(r, &r->items[i], err);
+    }
+    if (--r->waiting == 0)
+        batch_end(r);
 }
 
 static struct item *
@@ -776,17 +807,21 @@ rewrap_batched(struct rotator *r)
     ask(r, KS_REWRAP_STORE, &p, rewrap_stored);
 }
 
+static int
+rewrap_item(struct rotator *r, struct item *it, unsigned i)
+{
+    return hsm_rewrap(r->k->hsm, it->from.wrapped, it->from.root, r->to.b, item_bytes_cb, it, 0, i);
+}
+
 static void
 rewrap_got(void *ctx, int err, const PGresult *res, const char *sqlstate)
 {
     struct rotator *r = ctx;
     char why[WHY_MAX + 64];
-    int n = err == KMS_OK ? PQntuples(res) : 0;
+    int n = batch_rows(r, err, res);
 
-    if (err != KMS_OK || n > BATCH_MAX) {
-        put_off(r, "database", err != KMS_OK ? kms_strerror(err) : "the answer is malformed");
+    if (n < 0)
         return;
-    }
     if (n == 0 && r->bad > 0) {
         snprintf(why, sizeof(why), "%lld wrapping keys do not open: %s", (long long)r->bad, r->why);
         walk_forget(r);
@@ -806,19 +841,7 @@ rewrap_got(void *ctx, int err, const PGresult *res, const char *sqlstate)
             return;
         }
     }
-    r->waiting = 1;
-    for (unsigned i = 0; i < r->n; i++) {
-        struct item *it = &r->items[i];
-
-        err = hsm_rewrap(r->k->hsm, it->from.wrapped, it->from.root, r->to.b, item_bytes_cb, it, 0,
-                         i);
-        if (err == KMS_OK)
-            r->waiting++;
-        else
-            item_failed(r, it, err);
-    }
-    if (--r->waiting == 0)
-        batch_end(r);
+    batch_ask(r, rewrap_item);
 }
 
 static void
@@ -878,18 +901,26 @@ check_batched(struct rotator *r)
     pace(r, r->n, check_more);
 }
 
+static int
+check_item(struct rotator *r, struct item *it, unsigned i)
+{
+    /* Where nothing is under it, that it seals something shows that it opens itself. */
+    if (it->empty)
+        return hsm_generate(r->k->hsm, &it->from, HSM_SENTINEL, r->to.b, item_key_cb, it, 0, i);
+    /* Sealed anew under the same: so hsmd opens it, and keeps what it finds to itself. */
+    return hsm_reseal(r->k->hsm, &it->from, &it->from, it->purpose, it->object.b, it->blob,
+                      item_key_cb, it, 0, i);
+}
+
 static void
 check_got(void *ctx, int err, const PGresult *res, const char *sqlstate)
 {
     struct rotator *r = ctx;
-    int n = err == KMS_OK ? PQntuples(res) : 0;
-    bool channel[BATCH_MAX] = {false}, empty[BATCH_MAX];
+    int n = batch_rows(r, err, res);
     struct db_params p;
 
-    if (err != KMS_OK || n > BATCH_MAX) {
-        put_off(r, "database", err != KMS_OK ? kms_strerror(err) : "the answer is malformed");
+    if (n < 0)
         return;
-    }
     if (n == 0) {
         db_params_init(&p);
         db_uuid(&p, &r->rotation_id);
@@ -903,35 +934,19 @@ check_got(void *ctx, int err, const PGresult *res, const char *sqlstate)
     batch_begin(r, check_batched);
     for (int i = 0; i < n; i++) {
         struct item *it = item_new(r);
+        bool channel = false;
 
-        /* Where nothing is under it, that it seals something shows that it opens itself. */
-        empty[i] = PQgetisnull(res, i, 6);
+        it->empty = PQgetisnull(res, i, 6);
         if (!item_wrapping_key(it, res, i, 0, 1) ||
-            (!empty[i] &&
-             (!db_get_bool(res, i, 4, &channel[i]) || !db_get_uuid(res, i, 5, &it->object) ||
+            (!it->empty &&
+             (!db_get_bool(res, i, 4, &channel) || !db_get_uuid(res, i, 5, &it->object) ||
               !db_get_bytes(res, i, 6, it->blob, HSM_BLOB_LEN)))) {
             put_off(r, "database", "the answer is malformed");
             return;
         }
+        it->purpose = channel ? HSM_CHANNEL_KEY : HSM_CONTENT_KEY;
     }
-    r->waiting = 1;
-    for (unsigned i = 0; i < r->n; i++) {
-        struct item *it = &r->items[i];
-
-        /* Sealed anew under the same: so hsmd opens it, and keeps what it finds to itself. */
-        if (!empty[i])
-            err = hsm_reseal(r->k->hsm, &it->from, &it->from,
-                             channel[i] ? HSM_CHANNEL_KEY : HSM_CONTENT_KEY, it->object.b, it->blob,
-                             item_key_cb, it, 0, i);
-        else
-            err = hsm_generate(r->k->hsm, &it->from, HSM_SENTINEL, r->to.b, item_key_cb, it, 0, i);
-        if (err == KMS_OK)
-            r->waiting++;
-        else
-            item_failed(r, it, err);
-    }
-    if (--r->waiting == 0)
-        batch_end(r);
+    batch_ask(r, check_item);
 }
 
 static void
@@ -1049,14 +1064,23 @@ keys_head(struct rotator *r, const PGresult *res)
     return true;
 }
 
+static int
+keys_item(struct rotator *r, struct item *it, unsigned i)
+{
+    return hsm_reseal(r->k->hsm, &it->from, &r->keys_to, HSM_CONTENT_KEY, it->object.b, it->blob,
+                      item_key_cb, it, 0, i);
+}
+
 static void
 keys_got(void *ctx, int err, const PGresult *res, const char *sqlstate)
 {
     struct rotator *r = ctx;
-    int n = err == KMS_OK ? PQntuples(res) : 0;
+    int n = batch_rows(r, err, res);
 
-    if (err != KMS_OK || n > BATCH_MAX || (n > 0 && !keys_head(r, res))) {
-        put_off(r, "database", err != KMS_OK ? kms_strerror(err) : "the answer is malformed");
+    if (n < 0)
+        return;
+    if (n > 0 && !keys_head(r, res)) {
+        put_off(r, "database", "the answer is malformed");
         return;
     }
     if (n == 0) {
@@ -1074,19 +1098,7 @@ keys_got(void *ctx, int err, const PGresult *res, const char *sqlstate)
             return;
         }
     }
-    r->waiting = 1;
-    for (unsigned i = 0; i < r->n; i++) {
-        struct item *it = &r->items[i];
-
-        err = hsm_reseal(r->k->hsm, &it->from, &r->keys_to, HSM_CONTENT_KEY, it->object.b, it->blob,
-                         item_key_cb, it, 0, i);
-        if (err == KMS_OK)
-            r->waiting++;
-        else
-            item_failed(r, it, err);
-    }
-    if (--r->waiting == 0)
-        batch_end(r);
+    batch_ask(r, keys_item);
 }
 
 static void
