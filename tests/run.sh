@@ -6,8 +6,8 @@
 #   tests/run.sh --list       what there is
 #
 # Each suite brings its own PostgreSQL, SoftHSM token and ports, and ends with a line "N passed, N failed"; so does this.
-# KMS_TEST_DIR keeps builds and logs there instead of a new directory under /tmp.  KMS_TEST_JOBS: how many suites side by side, and
-# jobs of make; as many as there are processors.
+# KMS_TEST_DIR keeps builds and logs there instead of a new directory under /tmp.  KMS_TEST_JOBS: for how many processors;
+# else as many as there are.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(dirname "$here")
@@ -161,7 +161,7 @@ tell() { # SUITE: what became of it
 }
 
 # What the others need comes first, and what measures has the machine to itself.  The rest mostly waits, for a time to pass or a
-# process to come back: as many side by side as there are processors.
+# process to come back: half as many again side by side as there are processors.
 wanted() { [[ " ${suites[*]} " == *" $1 "* ]]; }
 alone=(bench)
 if wanted build; then run build && tell build; fi
@@ -178,7 +178,7 @@ collect() { # waits until one of those under way has ended
 }
 for s in "${suites[@]}"; do
     [[ " build ${alone[*]} " != *" $s "* ]] || continue
-    while [ ${#running[@]} -ge "$jobs" ]; do collect; done
+    while [ ${#running[@]} -ge $((jobs + jobs / 2)) ]; do collect; done
     rm -f "$dir/logs/$s.end"
     run "$s" &
     running[$s]=$!
