@@ -973,7 +973,7 @@ Test(hsm_keys, asks_an_older_hsmd_nothing_that_it_does_not_know)
     strcpy(address.sun_path, f.socket);
     cr_assert_eq(bind(listener, (struct sockaddr *)&address, sizeof(address)), 0);
     cr_assert_eq(listen(listener, 1), 0);
-    ask_init(&a, &f, DEADLINE);
+    ask_init_as(&a, &f, HSM_USE, DEADLINE);
     ask_idle(&a, 50);
     cr_assert_geq(fd = accept(listener, NULL, NULL), 0);
     frame_head_put(&head, FRAME_ANSWER_WAY, b);
