@@ -58,7 +58,7 @@ turn() { # alone|beside begin|end
             [ $((n += 1)) -lt 100 ] || return 1
             sql -c "UPDATE kms.rotations SET next_at = now() + interval '1 hour' WHERE $running" || return 1
             was=$now
-            sleep 0.5
+            sleep 1.5 # longer than the slowest batch
         done
         ;;
     alone.end)
