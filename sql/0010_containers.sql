@@ -1825,7 +1825,6 @@ DECLARE
     v_sure boolean := false;    -- breadth was counted
     v_over boolean := false;    -- and does not suffice
     v_limited record;
-    v_frozen boolean;
 BEGIN
     PERFORM check_lengths(cardinality(ops), cardinality(channels), cardinality(requests), cardinality(clients),
         cardinality(actions), cardinality(targets), cardinality(purposes), cardinality(matters), cardinality(after),
@@ -1834,7 +1833,6 @@ BEGIN
         RETURN;
     END IF;
     PERFORM policy_share();
-    v_frozen := freezes_hold(v_now);
     IF 'key.get' <> ANY (actions) THEN
         -- Walks are no part of a batch.
         FOR i IN 1 .. cardinality(ops) LOOP
@@ -1919,7 +1917,7 @@ BEGIN
                         WHEN f.purpose = 'ediscovery' AND c.reason <> 0 THEN c.reason
                         WHEN f.purpose = 'dlp' AND f.bound_at < u.since THEN 15
                         WHEN f.resource_id IS NULL THEN 16
-                        WHEN (u.locked <> 0 OR v_frozen)
+                        WHEN (u.locked <> 0 OR EXISTS (SELECT FROM freezes x WHERE x.until > v_now))    -- as in keys_release()
                             AND release_gate(f.org_id, u.locked, NULL, f.purpose, f.service, f.resource_id) <> 0
                             THEN gate_reason(release_gate(f.org_id, u.locked, NULL, f.purpose, f.service, f.resource_id))
                         WHEN f.gone THEN 17

@@ -8,7 +8,7 @@ set -u -o pipefail
 env_file= seconds=2 rounds=8 keys=40000 organisations=10000
 while [ $# -gt 0 ]; do
     case $1 in
-    --short) seconds=1 rounds=2 keys=6000 organisations=500 ;;
+    --short) seconds=1 rounds=2 keys=10000 organisations=500 ;;
     --env) env_file=${2:?--env needs a file} && shift ;;
     *) sed -n '2,7s/^# \{0,1\}//p' "$0" && exit 2 ;;
     esac
@@ -53,12 +53,15 @@ moved() { sql -c "SELECT coalesce(max(done), 0) FROM kms.rotations WHERE $runnin
 turn() { # alone|beside begin|end
     local now was n=0
     case $1.$2 in
-    alone.begin) # a batch that was under way when it was told to wait lets it go on
-        while now=$(moved) && [ "$now" != "${was:-}" ]; do
-            [ $((n += 1)) -lt 100 ] || return 1
-            sql -c "UPDATE kms.rotations SET next_at = now() + interval '1 hour' WHERE $running" || return 1
-            was=$now
-            sleep 1.5 # longer than the slowest batch
+    alone.begin) # a batch that was under way when it was told to wait lets it go on: until that is over for a while
+        while [ "$n" -lt 15 ]; do
+            if [ "$(sql -c "SELECT count(*) FROM kms.rotations WHERE $running AND coalesce(next_at, now()) <= now()")" = 0 ]; then
+                n=$((n + 1))
+            else
+                sql -c "UPDATE kms.rotations SET next_at = now() + interval '1 hour' WHERE $running" || return 1
+                n=0
+            fi
+            sleep 0.1
         done
         ;;
     alone.end)
